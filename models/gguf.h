@@ -1,0 +1,87 @@
+// GGUF v2/v3 model files, memory-mapped and treated as hostile.
+//
+// Layout (little-endian): "GGUF" | u32 version | u64 n_tensors | u64 n_kv | kv... | tensor infos... | padding to
+// general.alignment | tensor data. Format: ggml docs/gguf.md.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <variant>
+#include <vector>
+
+#include "models/dtype.h"
+
+namespace thermocline {
+
+class MappedFile;
+
+// One array of a GGUF file; elements stay in the map, strings as views into it.
+struct GgufArray {
+  enum class Kind : uint8_t { kUnsigned, kSigned, kFloat, kBool, kString } kind;
+  std::vector<uint64_t> unsigneds;         // kUnsigned, kBool
+  std::vector<int64_t> signeds;            // kSigned
+  std::vector<double> floats;              // kFloat
+  std::vector<std::string_view> strings;   // kString
+  size_t size() const;
+};
+
+using GgufValue = std::variant<uint64_t, int64_t, double, bool, std::string_view, GgufArray>;
+
+// A tensor as it stands in the file. ne[0] is the contiguous dimension (K of a weight), ne[1] its rows (N).
+struct Tensor {
+  std::string name;
+  DType type;
+  int64_t ne[4];         // unused dimensions are 1
+  uint64_t offset;       // absolute, in the file
+  const uint8_t* data;   // (bytes) inside the map
+  uint64_t bytes;
+};
+
+class GgufFile {
+ public:
+  // Throws Error with file, offset and field when anything does not hold. Every size is checked against the bytes left.
+  static GgufFile Open(const std::filesystem::path& path);
+  GgufFile(GgufFile&&) noexcept;
+  GgufFile& operator=(GgufFile&&) noexcept;
+  ~GgufFile();
+
+  const std::string& path() const { return path_; }
+  uint32_t version() const { return version_; }
+  uint64_t file_bytes() const;
+  const std::vector<std::pair<std::string, GgufValue>>& metadata() const { return metadata_; }  // in file order
+  const std::vector<Tensor>& tensors() const { return tensors_; }                               // in file order
+
+  const GgufValue* Find(std::string_view key) const;          // nullptr when absent
+  const Tensor* FindTensor(std::string_view name) const;      // nullptr when absent
+
+  // Typed metadata. `Get*` throws Error naming file and key when the key is absent or of another type; the
+  // overload with `fallback` only when it is of another type. Any integer type serves where it fits.
+  int64_t GetInt(std::string_view key, int64_t min, int64_t max) const;
+  int64_t GetInt(std::string_view key, int64_t min, int64_t max, int64_t fallback) const;
+  double GetFloat(std::string_view key) const;
+  double GetFloat(std::string_view key, double fallback) const;
+  bool GetBool(std::string_view key, bool fallback) const;
+  std::string_view GetString(std::string_view key) const;
+  std::string_view GetString(std::string_view key, std::string_view fallback) const;
+  const GgufArray* FindArray(std::string_view key, GgufArray::Kind kind) const;  // nullptr when absent
+
+  // Throws Error if a page of the map could not be read since Open (the file shrank or the disk failed). Call after
+  // the last read of tensor data: until then a lost page reads as zeros instead of raising SIGBUS.
+  void CheckIntact() const;
+
+ private:
+  GgufFile();
+  std::string path_;
+  uint32_t version_ = 0;
+  std::unique_ptr<MappedFile> map_;
+  std::vector<std::pair<std::string, GgufValue>> metadata_;
+  std::vector<Tensor> tensors_;
+  std::unordered_map<std::string_view, size_t> key_index_, tensor_index_;
+};
+
+}  // namespace thermocline
