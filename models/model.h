@@ -1,0 +1,116 @@
+// What a model is: the row of the architecture table, the numbers of one checkpoint, its tensors, and the list of op
+// descriptors that one forward pass executes. Nothing here knows how anything is computed.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "models/gguf.h"
+
+namespace thermocline {
+
+enum class RopeKind : uint8_t {
+  kInterleaved,  // rotates (x[2i], x[2i+1]): llama files, whose q and k rows are permuted for it
+  kHalves,       // rotates (x[i], x[i + n/2]): "NeoX"
+};
+enum class Activation : uint8_t { kSilu, kGeluTanh };
+
+// An architecture is a row of data. All of them: RMS norm before attention and before the FFN, grouped-query
+// attention, gated FFN, optional biases (taken where the file has them).
+struct Arch {
+  const char* name;         // general.architecture
+  RopeKind rope;
+  Activation activation;
+  bool qk_norm;             // RMS norm over each head of q and k, before rope
+  bool post_norms;          // RMS norm of what attention and FFN add to the residual
+  bool scale_embedding;     // embeddings are multiplied by sqrt(n_embd)
+  int global_period;        // every n-th layer attends to everything, the others within the window; 0: no window
+  float local_rope_base;    // rope base of window layers unless the file names one
+};
+std::span<const Arch> Archs();
+const Arch* FindArch(std::string_view name);  // nullptr: unknown
+
+struct ModelConfig {
+  Arch arch;
+  int n_layer, n_embd, n_ff, n_head, n_head_kv, head_dim, n_vocab;
+  int n_ctx_train;             // the context the model was trained for
+  float norm_eps;
+  float attention_scale;       // multiplies q.k
+  float embedding_scale;       // 1 unless arch.scale_embedding
+  int window;                  // tokens a window layer sees, itself included; 0: no window layers
+  int rope_dims;               // leading dimensions of a head that rotate
+  float rope_base, local_rope_base;
+  float rope_scale;            // positions are multiplied by it (1 / linear factor) in global layers
+
+  bool IsWindowLayer(int layer) const;
+};
+
+// What flows between ops, one row per batch row; widths in `Program::width`.
+enum class Slot : uint8_t { kHidden, kNormed, kQuery, kKey, kValue, kAttention, kGate, kUp, kBranch, kLogits, kCount };
+
+using WeightId = int16_t;  // index into Model::weights; -1: none
+
+struct Projection {
+  WeightId weight = -1;      // (N, K)
+  WeightId bias = -1;        // (N) or none
+  Slot out = Slot::kCount;   // (rows, N)
+};
+
+enum class OpKind : uint8_t {
+  kEmbed,      // out = table[token] * scale
+  kNorm,       // out (+)= rms_norm(in) * weight
+  kLinear,     // projections[i].out (+)= weight[i] in + bias[i]; all read the same `in`
+  kHeadNorm,   // in place on `out`: rms_norm of each head * weight
+  kRope,       // in place on `out`, each head
+  kAttention,  // append kKey, kValue to the KV pages of `layer`, then out = attention(kQuery)
+  kGatedAct,   // out = act(in) * kUp
+};
+
+// One op of the forward pass. Fields that a kind does not name in its comment are unused by it.
+struct Op {
+  OpKind kind;
+  int16_t layer = -1;              // -1: outside the layers
+  Slot in = Slot::kCount;
+  Slot out = Slot::kCount;
+  bool accumulate = false;         // add to `out` instead of overwriting it
+  bool wanted_rows = false;        // only the rows whose logits somebody wants
+  WeightId weight = -1;            // kEmbed, kNorm, kHeadNorm
+  std::array<Projection, 3> projections{};
+  int n_projections = 0;
+  Activation activation = Activation::kSilu;
+  RopeKind rope = RopeKind::kInterleaved;
+  float rope_base = 0, rope_scale = 1;
+  WeightId rope_factors = -1;      // (rope_dims / 2) divisors of the frequencies, or none
+  int window = 0;                  // kAttention: tokens seen, itself included; 0: all
+  float scale = 1;                 // kEmbed, kAttention
+};
+
+struct Program {
+  std::vector<Op> ops;
+  std::array<int, static_cast<size_t>(Slot::kCount)> width{};  // floats per row of a slot
+};
+
+struct Weight {
+  const Tensor* tensor;
+  bool matrix;          // (N, K) to be packed; otherwise a vector of n floats
+  int64_t n, k;         // k = 1 for vectors
+};
+
+// A checkpoint: configuration, weights by id and the forward pass. Refers into the file, which must outlive it.
+struct Model {
+  ModelConfig config;
+  std::vector<Weight> weights;
+  Program program;
+
+  // Throws Error naming file and key or tensor for an unknown architecture (with the list of the known), for anything
+  // missing, of the wrong shape or type, out of bounds or not supported (such as yarn rope scaling).
+  static Model FromGguf(const GgufFile& file);
+  // The same with another architecture row: for tests that ask what each field of the table does.
+  static Model FromGguf(const GgufFile& file, const Arch& arch);
+};
+
+}  // namespace thermocline

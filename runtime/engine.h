@@ -1,0 +1,91 @@
+// The engine: one Step over a batch of rows serves chat, perplexity, benchmarks and tests.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "models/model.h"
+#include "models/tokenizer.h"
+
+namespace thermocline {
+
+enum class RowKind : uint8_t { kPrompt, kGenerated };
+
+// One token of one sequence. Consecutive rows of a sequence form a span and have consecutive positions, the first one
+// equal to the sequence's length.
+struct BatchRow {
+  TokenId token;
+  int sequence;
+  int position;
+  RowKind kind;
+  bool logits;   // wanted output
+};
+using Batch = std::vector<BatchRow>;
+
+struct EngineOptions {
+  int n_ctx = 0;        // tokens per sequence; 0: what the model and memory allow, at most kDefaultMaxContext
+  int n_threads = 0;    // 0: one per physical core we may use
+  int max_sequences = 1;
+  // Shuffles the order in which physical pages are handed out; for tests.
+  uint64_t page_seed = 0;
+  // Called while weights are packed, with bytes done and in all; may be empty.
+  std::function<void(int64_t done, int64_t total)> on_load;
+};
+
+inline constexpr int kDefaultMaxContext = 8192;
+inline constexpr int kMaxBatchRows = 512;
+
+// Thrown by Step after Cancel(); the sequences of the batch keep their length from before the step.
+struct Cancelled {};
+
+class Engine {
+ public:
+  // Packs the weights of `model` (which refers into `file`); afterwards neither is referred to. Throws Error when memory
+  // does not suffice, THERMOCLINE_ISA asks for what this CPU lacks, or the file was damaged under the map.
+  Engine(const GgufFile& file, const Model& model, const EngineOptions& options);
+  ~Engine();
+  Engine(const Engine&) = delete;
+
+  const ModelConfig& config() const;
+  int n_ctx() const;
+  int n_threads() const;
+
+  int NewSequence();                   // throws Error past max_sequences
+  void FreeSequence(int sequence);
+  int Length(int sequence) const;      // tokens whose keys and values are kept
+  // Forgets all tokens from position n on. Returns the new length: n, or 0 where the window layers have already freed
+  // pages that position n would need (everything must be fed again).
+  int Truncate(int sequence, int n);
+
+  // Runs the forward pass over at most kMaxBatchRows rows. Throws Error when a sequence would exceed n_ctx (with both
+  // numbers) or pages run out, Cancelled after Cancel(); in both cases no sequence has changed.
+  void Step(const Batch& batch);
+  // (n_vocab) for the i-th row of the last batch that wanted logits; valid until the next Step.
+  std::span<const float> Logits(int i) const;
+
+  // From any thread or signal handler: the running (or next) Step throws Cancelled at the next layer.
+  void Cancel();
+
+  int64_t weight_bytes() const;        // packed
+  int64_t kv_bytes_in_use() const;
+  // Which kernel each kind of op takes, e.g. {"linear Q4_1", "avx512_vnni"}; what hot ops silently running the
+  // reference would betray.
+  std::vector<std::pair<std::string, std::string>> Kernels() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Bytes that the KV pages of one sequence of n_ctx tokens take in the end, and what the engine needs besides
+// (weights as packed, scratch): for `inspect` and the default context.
+int64_t KvBytes(const ModelConfig& config, int n_ctx);
+int64_t PackedWeightBytes(const Model& model);
+
+}  // namespace thermocline
