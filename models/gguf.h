@@ -40,12 +40,15 @@ struct Tensor {
   uint64_t offset;       // absolute, in the file
   const uint8_t* data;   // (bytes) inside the map
   uint64_t bytes;
+  uint64_t info_offset;  // where the file describes it, for errors
 };
 
 class GgufFile {
  public:
   // Throws Error with file, offset and field when anything does not hold. Every size is checked against the bytes left.
   static GgufFile Open(const std::filesystem::path& path);
+  // The same from a copy of `bytes`; `name` stands for the path in errors.
+  static GgufFile FromBytes(std::span<const uint8_t> bytes, std::string name);
   GgufFile(GgufFile&&) noexcept;
   GgufFile& operator=(GgufFile&&) noexcept;
   ~GgufFile();
@@ -59,8 +62,13 @@ class GgufFile {
   const GgufValue* Find(std::string_view key) const;          // nullptr when absent
   const Tensor* FindTensor(std::string_view name) const;      // nullptr when absent
 
+  // How an error about a key or tensor begins: "path: byte 123: 'llama.block_count'".
+  std::string Where(std::string_view key) const;
+  std::string Where(const Tensor& tensor) const;
+
   // Typed metadata. `Get*` throws Error naming file and key when the key is absent or of another type; the
-  // overload with `fallback` only when it is of another type. Any integer type serves where it fits.
+  // overload with `fallback` only when it is of another type. Any integer type serves where it fits. Numbers are
+  // finite and within [min, max], or it throws.
   int64_t GetInt(std::string_view key, int64_t min, int64_t max) const;
   int64_t GetInt(std::string_view key, int64_t min, int64_t max, int64_t fallback) const;
   double GetFloat(std::string_view key) const;
@@ -68,19 +76,25 @@ class GgufFile {
   bool GetBool(std::string_view key, bool fallback) const;
   std::string_view GetString(std::string_view key) const;
   std::string_view GetString(std::string_view key, std::string_view fallback) const;
-  const GgufArray* FindArray(std::string_view key, GgufArray::Kind kind) const;  // nullptr when absent
+  const GgufArray* FindArray(std::string_view key, GgufArray::Kind kind) const;  // nullptr when absent;
+                                                                                 // floats are finite
 
   // Throws Error if a page of the map could not be read since Open (the file shrank or the disk failed). Call after
   // the last read of tensor data: until then a lost page reads as zeros instead of raising SIGBUS.
   void CheckIntact() const;
 
  private:
+  friend class GgufParser;
   GgufFile();
+  [[noreturn]] void FailType(std::string_view key, const GgufValue& value, std::string_view wanted) const;
+  const GgufValue& Need(std::string_view key) const;
   std::string path_;
   uint32_t version_ = 0;
   std::unique_ptr<MappedFile> map_;
   std::vector<std::pair<std::string, GgufValue>> metadata_;
   std::vector<Tensor> tensors_;
+  static GgufFile Parse(MappedFile map, std::string path);
+  std::vector<uint64_t> value_offsets_;   // where the value of metadata_[i] stands, for errors
   std::unordered_map<std::string_view, size_t> key_index_, tensor_index_;
 };
 

@@ -1,0 +1,180 @@
+#include "models/gguf.h"
+
+#include <cmath>
+#include <utility>
+
+#include "models/error.h"
+#include "models/gguf_parser.h"
+#include "models/mapped_file.h"
+#include "models/quoted.h"
+
+namespace thermocline {
+namespace {
+
+std::string_view KindName(GgufArray::Kind kind) {
+  switch (kind) {
+    case GgufArray::Kind::kUnsigned: return "unsigned integers";
+    case GgufArray::Kind::kSigned: return "signed integers";
+    case GgufArray::Kind::kFloat: return "floats";
+    case GgufArray::Kind::kBool: return "booleans";
+    case GgufArray::Kind::kString: return "strings";
+  }
+  CheckFailed("kind is one of GgufArray::Kind", __FILE__, __LINE__);
+}
+
+std::string TypeName(const GgufValue& value) {
+  struct Visitor {
+    std::string operator()(uint64_t) const { return "an integer"; }
+    std::string operator()(int64_t) const { return "an integer"; }
+    std::string operator()(double) const { return "a float"; }
+    std::string operator()(bool) const { return "a boolean"; }
+    std::string operator()(std::string_view) const { return "a string"; }
+    std::string operator()(const GgufArray& array) const { return fmt::format("an array of {}", KindName(array.kind)); }
+  };
+  return std::visit(Visitor{}, value);
+}
+
+}  // namespace
+
+size_t GgufArray::size() const {
+  switch (kind) {
+    case Kind::kUnsigned:
+    case Kind::kBool: return unsigneds.size();
+    case Kind::kSigned: return signeds.size();
+    case Kind::kFloat: return floats.size();
+    case Kind::kString: return strings.size();
+  }
+  CheckFailed("kind is one of GgufArray::Kind", __FILE__, __LINE__);
+}
+
+GgufFile::GgufFile() = default;
+GgufFile::GgufFile(GgufFile&&) noexcept = default;
+GgufFile& GgufFile::operator=(GgufFile&&) noexcept = default;
+GgufFile::~GgufFile() = default;
+
+GgufFile GgufFile::Open(const std::filesystem::path& path) { return Parse(MappedFile::Open(path), path.string()); }
+
+GgufFile GgufFile::FromBytes(std::span<const uint8_t> bytes, std::string name) {
+  return Parse(MappedFile::FromBytes(bytes), std::move(name));
+}
+
+GgufFile GgufFile::Parse(MappedFile map, std::string path) {
+  GgufFile file;
+  file.path_ = std::move(path);
+  file.map_ = std::make_unique<MappedFile>(std::move(map));
+  try {
+    GgufParser(file).Parse();
+  } catch (const Error&) {
+    file.CheckIntact();   // a page that was lost while parsing explains whatever the parser found
+    throw;
+  }
+  file.CheckIntact();
+  return file;
+}
+
+uint64_t GgufFile::file_bytes() const { return map_->size(); }
+
+void GgufFile::CheckIntact() const {
+  if (!map_->damaged()) return;
+  throw Error(
+      "{}: the file became shorter than its {} bytes while it was read, or its disk failed. Keep it unchanged while it "
+      "is in use, and download it again.",
+      path_, map_->size());
+}
+
+const GgufValue* GgufFile::Find(std::string_view key) const {
+  const auto found = key_index_.find(key);
+  return found == key_index_.end() ? nullptr : &metadata_[found->second].second;
+}
+
+const Tensor* GgufFile::FindTensor(std::string_view name) const {
+  const auto found = tensor_index_.find(name);
+  return found == tensor_index_.end() ? nullptr : &tensors_[found->second];
+}
+
+std::string GgufFile::Where(std::string_view key) const {
+  const auto found = key_index_.find(key);
+  if (found == key_index_.end()) return fmt::format("{}: {}", path_, Quoted(key));
+  return fmt::format("{}: byte {}: {}", path_, value_offsets_[found->second], Quoted(key));
+}
+
+std::string GgufFile::Where(const Tensor& tensor) const {
+  return fmt::format("{}: byte {}: tensor {}", path_, tensor.info_offset, Quoted(tensor.name));
+}
+
+const GgufValue& GgufFile::Need(std::string_view key) const {
+  const GgufValue* value = Find(key);
+  if (value == nullptr) {
+    throw Error("{}: {} is missing from the metadata. Convert the model again with a current converter.", path_,
+                Quoted(key));
+  }
+  return *value;
+}
+
+void GgufFile::FailType(std::string_view key, const GgufValue& value, std::string_view wanted) const {
+  throw Error("{} is {}, not {}. Convert the model again with a current converter.", Where(key), TypeName(value),
+              wanted);
+}
+
+int64_t GgufFile::GetInt(std::string_view key, int64_t min, int64_t max) const {
+  const GgufValue& value = Need(key);
+  const auto* u = std::get_if<uint64_t>(&value);
+  const auto* s = std::get_if<int64_t>(&value);
+  if (u == nullptr && s == nullptr) FailType(key, value, "an integer");
+  const bool within = u != nullptr ? std::cmp_greater_equal(*u, min) && std::cmp_less_equal(*u, max)
+                                   : *s >= min && *s <= max;
+  if (!within) {
+    throw Error("{} is {}, outside {} to {}. The file is damaged, or no model that this program can run.", Where(key),
+                u != nullptr ? fmt::format("{}", *u) : fmt::format("{}", *s), min, max);
+  }
+  return u != nullptr ? static_cast<int64_t>(*u) : *s;
+}
+
+int64_t GgufFile::GetInt(std::string_view key, int64_t min, int64_t max, int64_t fallback) const {
+  return Find(key) == nullptr ? fallback : GetInt(key, min, max);
+}
+
+double GgufFile::GetFloat(std::string_view key) const {
+  const GgufValue& value = Need(key);
+  const auto* number = std::get_if<double>(&value);
+  if (number == nullptr) FailType(key, value, "a float");
+  if (!std::isfinite(*number)) throw Error("{} is {}, not a finite number. The file is damaged.", Where(key), *number);
+  return *number;
+}
+
+double GgufFile::GetFloat(std::string_view key, double fallback) const {
+  return Find(key) == nullptr ? fallback : GetFloat(key);
+}
+
+bool GgufFile::GetBool(std::string_view key, bool fallback) const {
+  const GgufValue* value = Find(key);
+  if (value == nullptr) return fallback;
+  const auto* flag = std::get_if<bool>(value);
+  if (flag == nullptr) FailType(key, *value, "a boolean");
+  return *flag;
+}
+
+std::string_view GgufFile::GetString(std::string_view key) const {
+  const GgufValue& value = Need(key);
+  const auto* text = std::get_if<std::string_view>(&value);
+  if (text == nullptr) FailType(key, value, "a string");
+  return *text;
+}
+
+std::string_view GgufFile::GetString(std::string_view key, std::string_view fallback) const {
+  return Find(key) == nullptr ? fallback : GetString(key);
+}
+
+const GgufArray* GgufFile::FindArray(std::string_view key, GgufArray::Kind kind) const {
+  const GgufValue* value = Find(key);
+  if (value == nullptr) return nullptr;
+  const auto* array = std::get_if<GgufArray>(value);
+  if (array == nullptr || array->kind != kind) FailType(key, *value, fmt::format("an array of {}", KindName(kind)));
+  for (size_t i = 0; i < array->floats.size(); ++i) {
+    if (std::isfinite(array->floats[i])) continue;
+    throw Error("{} holds {} at index {}, not a finite number. The file is damaged.", Where(key), array->floats[i], i);
+  }
+  return array;
+}
+
+}  // namespace thermocline

@@ -1,0 +1,28 @@
+// Every limit on what comes from outside, in one place. Each is far above what real models hold, and low enough that
+// a hostile file costs neither memory nor time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace thermocline {
+
+// GGUF files.
+inline constexpr uint64_t kMaxGgufMetadata = 1 << 16;           // key-value pairs; real files have under 100
+inline constexpr uint64_t kMaxGgufTensors = 1 << 16;            // unmerged expert models come near 2^15
+inline constexpr uint64_t kMaxGgufKeyBytes = (1 << 16) - 1;     // ggml docs/gguf.md
+inline constexpr uint64_t kMaxGgufTensorNameBytes = 64;         // ggml docs/gguf.md
+inline constexpr uint64_t kMaxGgufStringBytes = 1 << 24;        // chat templates reach 2^16
+inline constexpr uint64_t kMaxGgufArrayElements = 1 << 24;      // merges of large vocabularies reach 2^20
+inline constexpr uint64_t kMaxGgufElements = 1 << 25;           // of all arrays together: at most 512 MiB decoded
+inline constexpr uint64_t kMinGgufAlignment = 8;                // ggml docs/gguf.md: a multiple of 8
+inline constexpr uint64_t kMaxGgufAlignment = 1 << 16;
+inline constexpr uint64_t kMaxTensorDimension = 1 << 30;        // so that one dimension always fits an int
+
+// Files mapped at the same time by one process.
+inline constexpr size_t kMaxMappedFiles = 256;
+
+// Bytes of an outside name that an error message repeats.
+inline constexpr size_t kMaxQuotedBytes = 80;
+
+}  // namespace thermocline
