@@ -124,7 +124,7 @@ int64_t GgufFile::GetInt(std::string_view key, int64_t min, int64_t max) const {
   const bool within = u != nullptr ? std::cmp_greater_equal(*u, min) && std::cmp_less_equal(*u, max)
                                    : *s >= min && *s <= max;
   if (!within) {
-    throw Error("{} is {}, outside {} to {}. The file is damaged, or no model that this program can run.", Where(key),
+    throw Error("{} is {}, outside {} to {}. The file is damaged, or the model is not supported.", Where(key),
                 u != nullptr ? fmt::format("{}", *u) : fmt::format("{}", *s), min, max);
   }
   return u != nullptr ? static_cast<int64_t>(*u) : *s;

@@ -19,6 +19,17 @@ inline constexpr uint64_t kMinGgufAlignment = 8;                // ggml docs/ggu
 inline constexpr uint64_t kMaxGgufAlignment = 1 << 16;
 inline constexpr uint64_t kMaxTensorDimension = 1 << 30;        // so that one dimension always fits an int
 
+// Shapes of models: what fits 32 bits with room for products of two, and 16-bit weight ids.
+inline constexpr int kMaxLayers = 1024;
+inline constexpr int kMaxEmbedding = 1 << 17;     // n_embd
+inline constexpr int kMaxFeedForward = 1 << 20;   // n_ff
+inline constexpr int kMaxHeads = 1024;
+inline constexpr int kMaxHeadDim = 1024;
+inline constexpr int kMaxVocabulary = 1 << 22;
+inline constexpr int kMaxTrainContext = 1 << 27;
+inline constexpr double kMaxRopeBase = 1e12;
+inline constexpr double kMaxRopeFactor = 1e6;
+
 // Files mapped at the same time by one process.
 inline constexpr size_t kMaxMappedFiles = 256;
 

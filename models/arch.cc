@@ -1,0 +1,38 @@
+// The architecture table. Values: the Hugging Face `transformers` models of the same names.
+#include "models/model.h"
+
+namespace thermocline {
+namespace {
+
+constexpr Arch kArchs[] = {
+    // SmolLM2, TinyLlama, Mistral, Llama
+    {.name = "llama",
+     .rope = RopeKind::kInterleaved,
+     .activation = Activation::kSilu,
+     .qk_norm = false,
+     .post_norms = false,
+     .scale_embedding = false,
+     .global_period = 0,
+     .local_rope_base = 0},
+    {.name = "gemma3",
+     .rope = RopeKind::kHalves,
+     .activation = Activation::kGeluTanh,
+     .qk_norm = true,
+     .post_norms = true,
+     .scale_embedding = true,
+     .global_period = 6,
+     .local_rope_base = 10000},
+};
+
+}  // namespace
+
+std::span<const Arch> Archs() { return kArchs; }
+
+const Arch* FindArch(std::string_view name) {
+  for (const Arch& arch : kArchs) {
+    if (arch.name == name) return &arch;
+  }
+  return nullptr;
+}
+
+}  // namespace thermocline
