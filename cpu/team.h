@@ -1,8 +1,8 @@
 // The thread team: created once, pinned to physical cores within the affinity mask and cgroup quota.
 //
-// Every member runs the same list of ops; work inside an op is claimed in chunks, so a member that lost its time slice
-// holds up nobody but the chunk it is in. Between ops stands one barrier, whose last arriver may run what is too small
-// to share.
+// Every member runs the same list of ops; work inside an op is claimed in chunks. An op is over when its chunks are
+// done, not when all members have come: one that lost its time slice holds up nobody but the chunk it is in, and skips
+// what the others did meanwhile. Whoever finishes the last chunk may run what is too small to share.
 #pragma once
 
 #include <cstdint>
@@ -32,17 +32,32 @@ class Team {
     int index() const { return index_; }   // [0, team size)
 
     // All members call For with the same arguments. Chunks [begin, end) of [0, n), at most `grain` long and starting at
-    // multiples of it, go to whoever claims them; then a barrier; `then()` runs on one member before it opens.
+    // multiples of it, go to whoever claims them. When all are done, `then()` runs on one member; after that For
+    // returns, on a late member without having done anything. What the bodies and `then` wrote is visible by then.
+    //
+    // A late member reads shared variables later than the others: which ops follow must depend only on what does not
+    // change during a Run, or changes once and ends it.
     template <typename Body, typename Then>
     void For(int64_t n, int64_t grain, const Body& body, const Then& then) {
-      for (int64_t begin; (begin = Claim(grain)) < n;) body(begin, begin + grain < n ? begin + grain : n);
-      Barrier(then);
+      const int64_t n_chunks = n > 0 ? (n - 1) / grain + 1 : 1;  // an op without work still has its `then`
+      int64_t n_done = 0;
+      for (int64_t chunk; (chunk = Claim(n_chunks)) >= 0; ++n_done) {
+        const int64_t begin = chunk * grain;
+        if (begin < n) body(begin, n - begin < grain ? n : begin + grain);
+      }
+      if (n_done > 0 && Finish(n_done, n_chunks)) {
+        then();
+        Open();
+      } else {
+        Wait();
+      }
     }
     template <typename Body>
     void For(int64_t n, int64_t grain, const Body& body) {
       For(n, grain, body, [] {});
     }
-    // `then()` runs on the last arriver; nobody passes before it is done. Its writes are visible to all.
+    // Waits for all members, late ones too. `then()` runs on the last to come; nobody passes before it is done. Only
+    // for what members did outside of For.
     template <typename Then>
     void Barrier(const Then& then) {
       if (ArriveLast()) {
@@ -55,14 +70,16 @@ class Team {
 
    private:
     friend class Team;
-    Member(Team& team, int index);
-    int64_t Claim(int64_t grain);   // from the counter of the current op
+    Member(Team& team, int index, int n_members, uint32_t op);
+    int64_t Claim(int64_t n_chunks);                    // -1: none left, or the op is over
+    bool Finish(int64_t n_done, int64_t n_chunks);      // true: those were the last
     bool ArriveLast();
     void Open();
     void Wait();
     Team& team_;
     int index_;
-    uint32_t epoch_ = 0;
+    int n_members_;
+    uint32_t op_;   // counts For and Barrier; the team's counter may be ahead
   };
 
  private:

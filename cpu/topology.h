@@ -17,7 +17,9 @@ struct Topology {
   std::string cpu_name;
   int physical_cores;             // of the machine
   int logical_cpus;
+  int affinity_cpus;              // logical CPUs in the affinity mask
   std::vector<int> team_cpus;     // one logical CPU per physical core in the affinity mask, fast cores first
+  int fast_cores;                 // how many of team_cpus are of the fastest kind
   double cpu_quota;               // CPUs the cgroup allows; +inf: no limit
   std::vector<CacheInfo> caches;
   int64_t memory_bytes;           // of the machine, or the cgroup's limit where that is less
@@ -25,6 +27,15 @@ struct Topology {
 
   int DefaultThreads() const;     // team_cpus, no more than the quota allows, at least 1
 };
+
+// What the cgroups of this process allow: the least along the path from its group to the root, versions 1 and 2.
+struct CgroupLimits {
+  double cpus;                     // +inf: no limit
+  int64_t memory_bytes;            // INT64_MAX: no limit
+  int64_t memory_available_bytes;  // what the limits leave, file cache counted as free
+};
+// `root` stands for "/" in front of proc/self/cgroup and sys/fs/cgroup. Anything missing or unreadable is no limit.
+CgroupLimits ReadCgroupLimits(const std::string& root = "/");
 
 Topology DetectTopology();
 

@@ -41,11 +41,11 @@ struct VectorOps {
   // out = act(gate) * up; out may be gate.
   void (*gated_act)(const float* gate, const float* up, int n, Activation activation, float* out);
   void (*add)(const float* x, int n, float* out);                 // out += x
-  // One row of k values to ActivationRowBytes(k) bytes, 64-byte aligned. Rounds to nearest even. NaN becomes 0,
-  // infinities the largest value.
+  // One row of k values to ActivationRowBytes(k) bytes, 64-byte aligned, padding zeroed. Rounds to nearest even. NaN
+  // becomes 0, infinities 2^120. The same bits on every ISA.
   void (*quantize)(const float* x, int64_t k, uint8_t* out);
   // Stores one token's key and value of one head into slot `slot` of its page (layout: AttentionSplit::pages), F16,
-  // round to nearest even, clamped to the finite range.
+  // round to nearest even, clamped to the finite range (NaN stays NaN). The same bits on every ISA.
   void (*store_kv)(const float* key, const float* value, int head_dim, int slot, uint16_t* page);
   void (*attention_split)(const AttentionSplit& args);
   // (max, sum, acc) of n_queries = merge of itself and (max2, sum2, acc2). -inf maxima are neutral.

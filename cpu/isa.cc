@@ -1,0 +1,73 @@
+#include "cpu/isa.h"
+
+#include <cpuid.h>
+
+#include <cstdint>
+#include <cstdlib>
+
+#include "models/error.h"
+
+namespace thermocline {
+namespace {
+
+struct Cpuid {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  explicit Cpuid(unsigned leaf, unsigned subleaf = 0) { __get_cpuid_count(leaf, subleaf, &eax, &ebx, &ecx, &edx); }
+};
+
+// Which register state the operating system saves (XCR0); 0 where it does not say.
+uint64_t SavedState() {
+  if ((Cpuid(1).ecx & bit_OSXSAVE) == 0) return 0;
+  uint32_t low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return uint64_t{high} << 32 | low;
+}
+
+bool Has(unsigned bits, unsigned wanted) { return (bits & wanted) == wanted; }
+
+bool HasAvx2() {
+  constexpr uint64_t kXmmYmm = 0x6;
+  return (SavedState() & kXmmYmm) == kXmmYmm && Has(Cpuid(1).ecx, bit_AVX | bit_FMA | bit_F16C) &&
+         Has(Cpuid(7).ebx, bit_AVX2);
+}
+
+bool HasAvx512() {
+  constexpr uint64_t kXmmYmmZmmMask = 0xE6;
+  return HasAvx2() && (SavedState() & kXmmYmmZmmMask) == kXmmYmmZmmMask &&
+         Has(Cpuid(7).ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ) &&
+         Has(Cpuid(7).ecx, bit_AVX512VNNI);
+}
+
+constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kScalar};
+
+}  // namespace
+
+std::string_view Name(Isa isa) {
+  switch (isa) {
+    case Isa::kScalar: return "scalar";
+    case Isa::kAvx2: return "avx2";
+    case Isa::kAvx512: return "avx512";
+  }
+  CHECK(!"an Isa outside the enumeration");
+  return {};
+}
+
+bool CanRun(Isa isa) {
+  static const bool avx2 = HasAvx2(), avx512 = HasAvx512();
+  return isa == Isa::kScalar || (isa == Isa::kAvx2 && avx2) || (isa == Isa::kAvx512 && avx512);
+}
+
+Isa ChooseIsa() {
+  const char* wanted = std::getenv("THERMOCLINE_ISA");
+  for (Isa isa : kBestFirst) {
+    if (wanted == nullptr || *wanted == '\0') {
+      if (CanRun(isa)) return isa;
+    } else if (Name(isa) == wanted) {
+      if (CanRun(isa)) return isa;
+      throw Error("THERMOCLINE_ISA={}: this CPU (or its operating system) cannot run it; unset the variable", wanted);
+    }
+  }
+  throw Error("THERMOCLINE_ISA={}: unknown; it is one of scalar, avx2, avx512", wanted);
+}
+
+}  // namespace thermocline

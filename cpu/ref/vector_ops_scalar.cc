@@ -1,0 +1,186 @@
+// The specification of cpu/vector_ops.h: no SIMD, sums in double, each function reads like its formula.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "cpu/vector_ops_tables.h"
+#include "models/dtype.h"
+
+namespace thermocline {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+void RmsNorm(const float* x, const float* weight, float eps, int n, bool accumulate, float* out) {
+  double sum = 0;
+  for (int i = 0; i < n; ++i) sum += double{x[i]} * x[i];
+  const double factor = 1 / std::sqrt(sum / n + eps);
+  for (int i = 0; i < n; ++i) {
+    const double normed = x[i] * factor * weight[i];
+    out[i] = static_cast<float>(accumulate ? out[i] + normed : normed);
+  }
+}
+
+void Rope(float* head, const float* cos_sin, int n_dims, RopeKind kind) {
+  const int n_pairs = n_dims / 2;
+  for (int i = 0; i < n_pairs; ++i) {
+    float& a = kind == RopeKind::kInterleaved ? head[2 * i] : head[i];
+    float& b = kind == RopeKind::kInterleaved ? head[2 * i + 1] : head[i + n_pairs];
+    const double cosine = cos_sin[2 * i], sine = cos_sin[2 * i + 1];
+    const double rotated = a * cosine - b * sine;
+    b = static_cast<float>(a * sine + b * cosine);
+    a = static_cast<float>(rotated);
+  }
+}
+
+double Activate(double x, Activation activation) {
+  constexpr double kSqrt2OverPi = 0.79788456080286535588;
+  switch (activation) {
+    case Activation::kSilu: return x / (1 + std::exp(-x));
+    case Activation::kGeluTanh: return 0.5 * x * (1 + std::tanh(kSqrt2OverPi * (x + 0.044715 * x * x * x)));
+  }
+  return 0;
+}
+
+void GatedAct(const float* gate, const float* up, int n, Activation activation, float* out) {
+  for (int i = 0; i < n; ++i) out[i] = static_cast<float>(Activate(gate[i], activation) * up[i]);
+}
+
+void Add(const float* x, int n, float* out) {
+  for (int i = 0; i < n; ++i) out[i] += x[i];
+}
+
+// Sums of 32 values stay finite up to here.
+constexpr float kLargest = 0x1p120f;
+// Below it 1 / scale overflows; such a group is zero.
+constexpr float kSmallest = 0x1p-100f;
+
+float Sanitize(float x) { return std::isnan(x) ? 0 : std::clamp(x, -kLargest, kLargest); }
+
+// These lines are the definition to the last bit: vector code repeats every rounding.
+void Quantize(const float* x, int64_t k, uint8_t* out) {
+  const int64_t n_groups = ActivationGroups(k);
+  std::memset(out, 0, ActivationRowBytes(k));
+  uint8_t* meta_out = out + n_groups * 2 * kActivationGroup;
+  for (int64_t group = 0; group < n_groups; ++group) {
+    const int64_t begin = group * kActivationGroup;
+    const int n = static_cast<int>(std::clamp<int64_t>(k - begin, 0, kActivationGroup));
+    float largest = 0;
+    for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(Sanitize(x[begin + i])));
+    const bool zero = largest < kSmallest;
+    const float scale = zero ? 0 : largest / kActivationMax, inverse = zero ? 0 : kActivationMax / largest;
+    int sums[2] = {0, 0};
+    for (int i = 0; i < n; ++i) {
+      const int q = static_cast<int>(std::nearbyint(Sanitize(x[begin + i]) * inverse));
+      const int hi = (q + 128) >> 8;
+      out[group * 64 + i] = static_cast<uint8_t>(hi);
+      out[group * 64 + kActivationGroup + i] = static_cast<uint8_t>(q - 256 * hi);
+      sums[i / 16] += q;
+    }
+    const ActivationMeta meta{scale,
+                              {scale * static_cast<float>(sums[0]), scale * static_cast<float>(sums[1])},
+                              scale * static_cast<float>(sums[0] + sums[1])};
+    std::memcpy(meta_out + group * sizeof meta, &meta, sizeof meta);
+  }
+}
+
+uint16_t StoredHalf(float x) {
+  constexpr float kLargestHalf = 65504;
+  if (std::isnan(x)) {   // as vcvtps2ph does it
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return static_cast<uint16_t>(bits >> 16 & 0x8000) | 0x7E00 | (bits >> 13 & 0x3FF);
+  }
+  return FloatToHalf(std::clamp(x, -kLargestHalf, kLargestHalf));
+}
+
+void StoreKv(const float* key, const float* value, int head_dim, int slot, uint16_t* page) {
+  uint16_t* values = page + int64_t{head_dim} * kPageTokens + int64_t{slot} * head_dim;
+  for (int d = 0; d < head_dim; ++d) {
+    page[int64_t{d} * kPageTokens + slot] = StoredHalf(key[d]);
+    values[d] = StoredHalf(value[d]);
+  }
+}
+
+// Query i over one page, whose visible slots are [begin, end).
+void AttendPage(const AttentionSplit& args, int i, const uint16_t* page, int begin, int end) {
+  const int head_dim = args.head_dim;
+  const float* q = args.q + int64_t{i} * head_dim;
+  float* acc = args.acc + int64_t{i} * head_dim;
+  double weights[kPageTokens];
+  double largest = -std::numeric_limits<double>::infinity();
+  for (int t = begin; t < end; ++t) {
+    double score = 0;
+    for (int d = 0; d < head_dim; ++d) score += double{q[d]} * HalfToFloat(page[int64_t{d} * kPageTokens + t]);
+    weights[t] = score;
+    largest = std::max(largest, score);
+  }
+  const float max = std::max(args.max[i], static_cast<float>(largest));
+  const double rescale = args.max[i] == -kInfinity ? 0 : std::exp(double{args.max[i]} - max);
+  double sum = args.sum[i] * rescale;
+  for (int t = begin; t < end; ++t) sum += weights[t] = std::exp(weights[t] - max);
+  const uint16_t* values = page + int64_t{head_dim} * kPageTokens;
+  for (int d = 0; d < head_dim; ++d) {
+    double total = acc[d] * rescale;
+    for (int t = begin; t < end; ++t) total += weights[t] * HalfToFloat(values[int64_t{t} * head_dim + d]);
+    acc[d] = static_cast<float>(total);
+  }
+  args.max[i] = max;
+  args.sum[i] = static_cast<float>(sum);
+}
+
+void Attention(const AttentionSplit& args) {
+  std::fill_n(args.max, args.n_queries, -kInfinity);
+  std::fill_n(args.sum, args.n_queries, 0.f);
+  std::fill_n(args.acc, int64_t{args.n_queries} * args.head_dim, 0.f);
+  for (int i = 0; i < args.n_queries; ++i) {
+    for (int p = 0; p < args.n_pages; ++p) {
+      const int64_t first = args.first_token + int64_t{p} * kPageTokens, position = args.position[i];
+      const int64_t end = std::clamp<int64_t>(position + 1 - first, 0, kPageTokens);
+      const int64_t begin =
+          args.window > 0 ? std::clamp<int64_t>(position - args.window + 1 - first, 0, kPageTokens) : 0;
+      if (begin < end) AttendPage(args, i, args.pages[p], static_cast<int>(begin), static_cast<int>(end));
+    }
+  }
+}
+
+void Merge(int n_queries, int head_dim, const float* max2, const float* sum2, const float* acc2, float* max,
+           float* sum, float* acc) {
+  for (int i = 0; i < n_queries; ++i, acc += head_dim, acc2 += head_dim) {
+    if (max2[i] == -kInfinity) continue;
+    const float larger = std::max(max[i], max2[i]);
+    const double factor = max[i] == -kInfinity ? 0 : std::exp(double{max[i]} - larger);
+    const double factor2 = std::exp(double{max2[i]} - larger);
+    sum[i] = static_cast<float>(sum[i] * factor + sum2[i] * factor2);
+    for (int d = 0; d < head_dim; ++d) acc[d] = static_cast<float>(acc[d] * factor + acc2[d] * factor2);
+    max[i] = larger;
+  }
+}
+
+float Element(DType type, const uint8_t* row, int64_t k) {
+  if (type == DType::kF32) {
+    float value;
+    std::memcpy(&value, row + k * 4, sizeof value);
+    return value;
+  }
+  uint16_t bits;
+  std::memcpy(&bits, row + k * 2, sizeof bits);
+  return type == DType::kF16 ? HalfToFloat(bits) : Bf16ToFloat(bits);
+}
+
+void FloatGemv(DType type, const uint8_t* w, int64_t stride_bytes, int64_t n, int64_t k, const float* x, float* y) {
+  for (int64_t row = 0; row < n; ++row) {
+    double sum = 0;
+    for (int64_t i = 0; i < k; ++i) sum += double{Element(type, w + row * stride_bytes, i)} * x[i];
+    y[row] = static_cast<float>(sum);
+  }
+}
+
+}  // namespace
+
+const VectorOps kVectorOpsScalar = {Isa::kScalar, RmsNorm, Rope,      GatedAct, Add,
+                                    Quantize,     StoreKv, Attention, Merge,    FloatGemv};
+
+}  // namespace thermocline
