@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "models/check.h"
 #include "models/error.h"
 
 namespace thermocline {

@@ -1,6 +1,7 @@
 // Buffers between inaccessible pages: a kernel that reads or writes one byte too far dies on the spot.
 #pragma once
 
+#include <doctest/doctest.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -8,7 +9,6 @@
 #include <cstring>
 #include <vector>
 
-#include "models/error.h"
 
 namespace thermocline::test {
 
@@ -25,13 +25,13 @@ class GuardedBuffer {
  public:
   explicit GuardedBuffer(size_t n, size_t alignment = alignof(T), Flush flush = Flush::kEnd) : n_(n) {
     page_ = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    CHECK(alignment % alignof(T) == 0 && page_ % alignment == 0);
+    REQUIRE(alignment % alignof(T) == 0 && page_ % alignment == 0);
     const size_t bytes = n * sizeof(T);
     inner_bytes_ = (bytes + page_ - 1) / page_ * page_ + (bytes == 0 ? page_ : 0);
     void* map = mmap(nullptr, inner_bytes_ + 2 * page_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    CHECK(map != MAP_FAILED);
+    REQUIRE(map != MAP_FAILED);
     map_ = static_cast<uint8_t*>(map);
-    CHECK(mprotect(inner(), inner_bytes_, PROT_READ | PROT_WRITE) == 0);
+    REQUIRE(mprotect(inner(), inner_bytes_, PROT_READ | PROT_WRITE) == 0);
     std::memset(inner(), kFill, inner_bytes_);
     const size_t offset = flush == Flush::kStart ? 0 : (inner_bytes_ - bytes) / alignment * alignment;
     data_ = reinterpret_cast<T*>(inner() + offset);
@@ -59,7 +59,7 @@ class GuardedBuffer {
   std::vector<T> ToVector() const { return {begin(), end()}; }
 
   // Reading it is still allowed, writing faults: for inputs.
-  void Protect() { CHECK(mprotect(inner(), inner_bytes_, PROT_READ) == 0); }
+  void Protect() { REQUIRE(mprotect(inner(), inner_bytes_, PROT_READ) == 0); }
 
   // The accessible bytes in front of and behind the data are as they were.
   bool Intact() const {

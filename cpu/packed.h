@@ -1,0 +1,96 @@
+// Weights as the kernels read them: panels of 16 output rows, repacked from the file without loss.
+//
+// A matrix (N, K) becomes ceil(N / 16) panels; a panel is a run of blocks along K; a block is a run of chunks of 32 k,
+// followed by its scales. One 64-byte line of codes holds 16 rows x 4 k (row-major: byte 4 * row + k), which is at once
+// the operand of vpdpbusd and the rows of an AMX B tile. Within a chunk, quad q is k = 4q .. 4q+3:
+//
+//   4 bits   4 lines: line i = quad i in the low nibbles, quad i + 4 in the high nibbles
+//   5 bits   the same, then 1 line: bit q of each byte is bit 4 of quad q
+//   6 bits   the same, then 2 lines: line i, bits 2j and 2j+1 are bits 4 and 5 of quad 4i + j
+//   8 bits   8 lines: line q = quad q
+//
+// Codes are unsigned; weight = scale * code + min, where min = -zero_point * scale for the symmetric types.
+//
+//   ScaleKind::kF16      block of 64: [2 chunks][2 x 16 F16 scales][2 x 16 F16 mins, if the type has them]
+//   ScaleKind::kF16xU6   block of 256: [8 chunks][8 x 16 u8 scales][8 x 16 u8 mins][16 F16 d][16 F16 dmin]
+//   ScaleKind::kF16xS8   block of 256: [8 chunks][16 x 16 s8 scales][16 F16 d][32 bytes unused]
+//
+// with scale = d * u8 (or s8) and min = -dmin * u8. Rows past N and k past K have zero scales. Every block is a
+// multiple of 64 bytes.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "cpu/buffer.h"
+#include "models/dtype.h"
+
+namespace thermocline {
+
+inline constexpr int kPanelRows = 16;
+inline constexpr int kChunk = 32;   // k per chunk
+
+enum class ScaleKind : uint8_t { kF16, kF16xU6, kF16xS8 };
+
+struct PackedFormat {
+  DType source;        // the file type it holds without loss
+  const char* name;
+  int bits;            // per code: 4, 5, 6, 8
+  int group;           // weights sharing a scale: 16 or 32
+  ScaleKind scale;
+  bool has_min;        // explicit mins; otherwise the zero point
+  int zero_point;
+
+  int block_k() const { return scale == ScaleKind::kF16 ? 64 : 256; }
+  int chunk_bytes() const { return 64 * bits; }
+  int scale_bytes() const {   // per block
+    if (scale == ScaleKind::kF16) return has_min ? 128 : 64;
+    return 16 * (block_k() / group) * (has_min ? 2 : 1) + 64;
+  }
+  int block_bytes() const { return block_k() / kChunk * chunk_bytes() + scale_bytes(); }
+};
+
+std::span<const PackedFormat> PackedFormats();
+const PackedFormat* FindPackedFormat(DType source);   // nullptr: a float type, kept as it is
+
+// Readers of one packed block, for the reference and for single rows: weight = scale * code + min.
+struct GroupScale {
+  float scale, min;
+};
+GroupScale ReadGroupScale(const PackedFormat& format, const uint8_t* block, int row, int group);
+uint8_t ReadPackedCode(const PackedFormat& format, const uint8_t* block, int row, int k);   // k in [0, block_k)
+
+// A packed or float matrix in memory of its own. Float types stand row-major, rows stride_bytes apart (a multiple of 64).
+class PackedMatrix {
+ public:
+  PackedMatrix() = default;
+  // Reserves the memory. Throws Error when there is not enough.
+  PackedMatrix(DType source, int64_t n, int64_t k);
+
+  // Packs panels [begin, end) from the rows of the file; panels may be packed by several threads at once.
+  void PackPanels(const uint8_t* source, int64_t begin, int64_t end);
+  // Row n as floats, exactly the values of the file.
+  void DequantizeRow(int64_t n, float* out) const;
+
+  const PackedFormat* format() const { return format_; }   // nullptr: float
+  DType type() const { return type_; }
+  int64_t n() const { return n_; }
+  int64_t k() const { return k_; }
+  int64_t n_panels() const { return (n_ + kPanelRows - 1) / kPanelRows; }
+  int64_t n_blocks() const { return (k_ + format_->block_k() - 1) / format_->block_k(); }
+  int64_t panel_bytes() const { return n_blocks() * format_->block_bytes(); }
+  int64_t stride_bytes() const { return stride_bytes_; }
+  int64_t bytes() const { return data_.bytes(); }
+  const uint8_t* panel(int64_t i) const { return data_.data() + i * panel_bytes(); }
+  const uint8_t* row(int64_t i) const { return data_.data() + i * stride_bytes_; }   // float types
+
+  static int64_t BytesFor(DType source, int64_t n, int64_t k);
+
+ private:
+  const PackedFormat* format_ = nullptr;
+  DType type_ = DType::kF32;
+  int64_t n_ = 0, k_ = 0, stride_bytes_ = 0;
+  Buffer data_;
+};
+
+}  // namespace thermocline

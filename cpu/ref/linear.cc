@@ -1,0 +1,48 @@
+// The specification of the packed matrix-vector product: integer sums exact, everything else in double.
+#include "cpu/activations.h"
+#include "cpu/linear.h"
+
+namespace thermocline {
+namespace {
+
+// q[k] of one activation row.
+int ActivationCode(const uint8_t* row, int64_t k) {
+  const int8_t* line = reinterpret_cast<const int8_t*>(row) + k / kActivationGroup * 64;
+  return 256 * line[k % kActivationGroup] + line[kActivationGroup + k % kActivationGroup];
+}
+
+const ActivationMeta& Meta(const uint8_t* row, int64_t n_groups, int64_t group) {
+  return reinterpret_cast<const ActivationMeta*>(row + 64 * n_groups)[group];
+}
+
+double Dot(const PackedFormat& format, const uint8_t* panel, int64_t n_blocks, int r, const uint8_t* x) {
+  const int64_t n_groups = n_blocks * format.block_k() / kActivationGroup;
+  double sum = 0;
+  for (int64_t b = 0; b < n_blocks; ++b)
+    for (int g = 0; g < format.block_k() / format.group; ++g) {
+      const uint8_t* block = panel + b * format.block_bytes();
+      const int64_t k0 = b * format.block_k() + g * format.group;
+      int64_t dot = 0;
+      for (int j = 0; j < format.group; ++j)
+        dot += static_cast<int64_t>(ReadPackedCode(format, block, r, g * format.group + j)) * ActivationCode(x, k0 + j);
+      const GroupScale w = ReadGroupScale(format, block, r, g);
+      const ActivationMeta& meta = Meta(x, n_groups, k0 / kActivationGroup);
+      const double x_sum = format.group == 32 ? meta.sum32 : meta.sum16[g % 2];
+      sum += static_cast<double>(dot) * meta.scale * w.scale + w.min * x_sum;
+    }
+  return sum;
+}
+
+}  // namespace
+
+void LinearReference(const PackedFormat& format, const LinearArgs& args) {
+  for (int64_t p = 0; p < args.n_panels; ++p)
+    for (int r = 0; r < kPanelRows; ++r) {
+      const uint8_t* panel = args.panel + p * args.n_blocks * format.block_bytes();
+      float& y = args.y[p * kPanelRows + r];
+      const double dot = Dot(format, panel, args.n_blocks, r, args.x);
+      y = static_cast<float>(args.accumulate ? y + dot : dot);
+    }
+}
+
+}  // namespace thermocline
