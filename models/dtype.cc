@@ -7,7 +7,6 @@
 #include <cstring>
 
 #include "models/check.h"
-#include "models/error.h"
 
 namespace thermocline {
 namespace {

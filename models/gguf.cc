@@ -3,6 +3,7 @@
 #include <cmath>
 #include <utility>
 
+#include "models/check.h"
 #include "models/error.h"
 #include "models/gguf_parser.h"
 #include "models/mapped_file.h"

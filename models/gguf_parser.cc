@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "models/check.h"
 #include "models/checked.h"
 #include "models/limits.h"
 #include "models/mapped_file.h"

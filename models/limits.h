@@ -13,8 +13,8 @@ inline constexpr uint64_t kMaxGgufTensors = 1 << 16;            // unmerged expe
 inline constexpr uint64_t kMaxGgufKeyBytes = (1 << 16) - 1;     // ggml docs/gguf.md
 inline constexpr uint64_t kMaxGgufTensorNameBytes = 64;         // ggml docs/gguf.md
 inline constexpr uint64_t kMaxGgufStringBytes = 1 << 24;        // chat templates reach 2^16
-inline constexpr uint64_t kMaxGgufArrayElements = 1 << 24;      // merges of large vocabularies reach 2^20
-inline constexpr uint64_t kMaxGgufElements = 1 << 25;           // of all arrays together: at most 512 MiB decoded
+inline constexpr uint64_t kMaxGgufArrayElements = 1 << 22;      // merges of large vocabularies reach 2^20
+inline constexpr uint64_t kMaxGgufElements = 1 << 23;           // of all arrays together: at most 128 MiB decoded
 inline constexpr uint64_t kMinGgufAlignment = 8;                // ggml docs/gguf.md: a multiple of 8
 inline constexpr uint64_t kMaxGgufAlignment = 1 << 16;
 inline constexpr uint64_t kMaxTensorDimension = 1 << 30;        // so that one dimension always fits an int
@@ -29,6 +29,10 @@ inline constexpr int kMaxVocabulary = 1 << 22;
 inline constexpr int kMaxTrainContext = 1 << 27;
 inline constexpr double kMaxRopeBase = 1e12;
 inline constexpr double kMaxRopeFactor = 1e6;
+
+// Tokenizers.
+inline constexpr size_t kMaxTokenBytes = 1024;           // the longest real ones are runs of 128 spaces, 256 bytes as GPT-2 writes them
+inline constexpr size_t kMaxTextBytes = size_t{1} << 28;   // of one Encode, which takes up to 30 bytes of memory per byte
 
 // Files mapped at the same time by one process.
 inline constexpr size_t kMaxMappedFiles = 256;

@@ -15,6 +15,7 @@
 #include <new>
 #include <utility>
 
+#include "models/check.h"
 #include "models/error.h"
 #include "models/limits.h"
 

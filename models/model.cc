@@ -3,6 +3,7 @@
 #include <cmath>
 #include <unordered_set>
 
+#include "models/check.h"
 #include "models/error.h"
 #include "models/limits.h"
 #include "models/model_config.h"
