@@ -1,0 +1,260 @@
+// The vector ops as one algorithm over a thin vector type V, compiled once per instruction set (vector_ops_avx2.cc,
+// vector_ops_avx512.cc; attention in vector_ops_attention.h).
+//
+//   V::F, V::I             floats, int32s of one register; V::kLanes of them
+//   V::Load, LoadHalf, LoadBf16 (p), and (p, n): the first n < kLanes only, zeros behind them
+//   V::Store, StoreHalf (p, v), and (p, v, n)
+//   V::Min, Max            give the second operand where one is NaN
+//
+// Everything is in an anonymous namespace and calls nothing of the standard library: an inline function compiled here
+// with wide instructions must never be the copy that the linker keeps for the rest of the program.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/vector_ops_tables.h"
+
+namespace thermocline {
+namespace {
+
+constexpr float kInfinity = __builtin_inff();
+
+inline int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t Most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline float Sqrt(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
+
+// e^x within 1 ulp, 0 below -104, infinite above 88.73; NaN stays. x = n ln 2 + r with |r| <= ln 2 / 2, and
+// e^r = 1 + r + r^2 P(r), P minimax of degree 4 (relative error 2^-28).
+template <typename V>
+typename V::F Exp(typename V::F x) {
+  x = V::Min(V::Set(89.f), V::Max(V::Set(-104.f), x));
+  const auto n = V::Round(V::Mul(x, V::Set(1.44269504088896341f)));
+  auto r = V::Fma(n, V::Set(-0.693145751953125f), x);   // ln 2 in two parts, so that this product is exact
+  r = V::Fma(n, V::Set(-1.4286068202862268e-6f), r);
+  auto p = V::Set(0.0013814487028867006f);
+  p = V::Fma(p, r, V::Set(0.0083687799051404f));
+  p = V::Fma(p, r, V::Set(0.04166839271783829f));
+  p = V::Fma(p, r, V::Set(0.1666651964187622f));
+  p = V::Fma(p, r, V::Set(0.4999999403953552f));
+  p = V::Fma(V::Mul(p, r), r, r);
+  return V::ScaleByPower(V::Add(p, V::Set(1.f)), n);
+}
+
+template <typename V>
+float ExpOf(float x) {
+  return V::First(Exp<V>(V::Set(x)));
+}
+
+template <typename V>
+void RmsNorm(const float* x, const float* weight, float eps, int n, bool accumulate, float* out) {
+  constexpr int L = V::kLanes;
+  typename V::F sums[4] = {V::Set(0.f), V::Set(0.f), V::Set(0.f), V::Set(0.f)};
+  int i = 0;
+  for (; i + 4 * L <= n; i += 4 * L)
+    for (int j = 0; j < 4; ++j) {
+      const auto value = V::Load(x + i + j * L);
+      sums[j] = V::Fma(value, value, sums[j]);
+    }
+  for (; i < n; i += L) {
+    const auto value = n - i < L ? V::Load(x + i, n - i) : V::Load(x + i);
+    sums[0] = V::Fma(value, value, sums[0]);
+  }
+  const float sum = V::ReduceAdd(V::Add(V::Add(sums[0], sums[1]), V::Add(sums[2], sums[3])));
+  const auto factor = V::Set(1.f / Sqrt(sum / static_cast<float>(n) + eps));
+  for (i = 0; i + L <= n; i += L) {
+    const auto normed = V::Mul(V::Mul(V::Load(x + i), factor), V::Load(weight + i));
+    V::Store(out + i, accumulate ? V::Add(V::Load(out + i), normed) : normed);
+  }
+  if (const int rest = n - i; rest > 0) {
+    const auto normed = V::Mul(V::Mul(V::Load(x + i, rest), factor), V::Load(weight + i, rest));
+    V::Store(out + i, accumulate ? V::Add(V::Load(out + i, rest), normed) : normed, rest);
+  }
+}
+
+template <typename V>
+void Rope(float* head, const float* cos_sin, int n_dims, RopeKind kind) {
+  constexpr int L = V::kLanes;
+  const int n_pairs = n_dims / 2;
+  if (kind == RopeKind::kInterleaved) {
+    int i = 0;
+    for (; i + L <= 2 * n_pairs; i += L) V::Store(head + i, V::Rotate(V::Load(head + i), V::Load(cos_sin + i)));
+    if (const int rest = 2 * n_pairs - i; rest > 0)
+      V::Store(head + i, V::Rotate(V::Load(head + i, rest), V::Load(cos_sin + i, rest)), rest);
+    return;
+  }
+  float* other = head + n_pairs;
+  for (int i = 0; i < n_pairs; i += L) {
+    const int n = static_cast<int>(Least(L, n_pairs - i));
+    typename V::F cosine, sine, a, b;
+    if (n == L) {
+      V::Deinterleave(V::Load(cos_sin + 2 * i), V::Load(cos_sin + 2 * i + L), cosine, sine);
+      a = V::Load(head + i), b = V::Load(other + i);
+    } else {
+      const auto front = 2 * n < L ? V::Load(cos_sin + 2 * i, 2 * n) : V::Load(cos_sin + 2 * i);
+      const auto back = 2 * n > L ? V::Load(cos_sin + 2 * i + L, 2 * n - L) : V::Set(0.f);
+      V::Deinterleave(front, back, cosine, sine);
+      a = V::Load(head + i, n), b = V::Load(other + i, n);
+    }
+    const auto rotated_a = V::Fma(a, cosine, V::Neg(V::Mul(b, sine)));
+    const auto rotated_b = V::Fma(b, cosine, V::Mul(a, sine));
+    if (n == L) {
+      V::Store(head + i, rotated_a), V::Store(other + i, rotated_b);
+    } else {
+      V::Store(head + i, rotated_a, n), V::Store(other + i, rotated_b, n);
+    }
+  }
+}
+
+// Both activations are x / (1 + e^-u): u = x for SiLU, and with u = 2 y it is x (1 + tanh y) / 2 without cancellation.
+template <typename V>
+typename V::F Activate(typename V::F x, Activation activation) {
+  auto u = x;
+  if (activation == Activation::kGeluTanh) {
+    constexpr float kTwice = 1.59576912160573071f, kCubic = 0.044715f;   // 2 sqrt(2 / pi)
+    u = V::Mul(V::Mul(V::Set(kTwice), x), V::Fma(V::Mul(x, x), V::Set(kCubic), V::Set(1.f)));
+  }
+  return V::Div(x, V::Add(V::Set(1.f), Exp<V>(V::Neg(u))));
+}
+
+template <typename V>
+void GatedAct(const float* gate, const float* up, int n, Activation activation, float* out) {
+  int i = 0;
+  for (; i + V::kLanes <= n; i += V::kLanes)
+    V::Store(out + i, V::Mul(Activate<V>(V::Load(gate + i), activation), V::Load(up + i)));
+  if (const int rest = n - i; rest > 0)
+    V::Store(out + i, V::Mul(Activate<V>(V::Load(gate + i, rest), activation), V::Load(up + i, rest)), rest);
+}
+
+template <typename V>
+void Add(const float* x, int n, float* out) {
+  int i = 0;
+  for (; i + V::kLanes <= n; i += V::kLanes) V::Store(out + i, V::Add(V::Load(out + i), V::Load(x + i)));
+  if (const int rest = n - i; rest > 0) V::Store(out + i, V::Add(V::Load(out + i, rest), V::Load(x + i, rest)), rest);
+}
+
+// One group of n <= 32 values, every rounding as in the scalar definition.
+template <typename V>
+void QuantizeGroup(const float* x, int n, uint8_t* planes, ActivationMeta* meta) {
+  constexpr int L = V::kLanes, kRegisters = kActivationGroup / L;
+  constexpr float kLargest = 0x1p120f, kSmallest = 0x1p-100f;
+  typename V::F values[kRegisters];
+  auto largest = V::Set(0.f);
+  for (int j = 0; j < kRegisters; ++j) {
+    const int rest = n - j * L;
+    auto value = rest >= L ? V::Load(x + j * L) : rest > 0 ? V::Load(x + j * L, rest) : V::Set(0.f);
+    value = V::Max(V::Min(V::ZeroNan(value), V::Set(kLargest)), V::Set(-kLargest));
+    values[j] = value;
+    largest = V::Max(largest, V::Abs(value));
+  }
+  const float max = V::ReduceMax(largest);
+  const bool zero = max < kSmallest;
+  const float scale = zero ? 0.f : max / kActivationMax, inverse = zero ? 0.f : kActivationMax / max;
+  int sums[2] = {0, 0};
+  for (int j = 0; j < kRegisters; ++j) {
+    const auto q = V::ToInt(V::Mul(values[j], V::Set(inverse)));
+    V::StorePlanes(planes + j * L, planes + kActivationGroup + j * L, q);
+    sums[j * L / 16] += V::ReduceAddInt(q);
+  }
+  meta->scale = scale;
+  meta->sum16[0] = scale * static_cast<float>(sums[0]);
+  meta->sum16[1] = scale * static_cast<float>(sums[1]);
+  meta->sum32 = scale * static_cast<float>(sums[0] + sums[1]);
+}
+
+template <typename V>
+void Quantize(const float* x, int64_t k, uint8_t* out) {
+  const int64_t n_groups = ActivationGroups(k), line_bytes = 2 * kActivationGroup;
+  auto* meta = reinterpret_cast<ActivationMeta*>(out + n_groups * line_bytes);
+  for (int64_t group = 0; group < n_groups; ++group) {
+    const int64_t rest = Most(0, Least(kActivationGroup, k - group * kActivationGroup));
+    // Groups past K read nothing; the pointer must not run past the row either.
+    QuantizeGroup<V>(x + (rest > 0 ? group * kActivationGroup : 0), static_cast<int>(rest), out + group * line_bytes,
+                     meta + group);
+  }
+  uint8_t* end = out + ActivationRowBytes(k);
+  for (auto* p = reinterpret_cast<uint8_t*>(meta + n_groups); p < end; ++p) *p = 0;
+}
+
+template <typename V>
+void StoreKv(const float* key, const float* value, int head_dim, int slot, uint16_t* page) {
+  constexpr int L = V::kLanes;
+  constexpr float kLargestHalf = 65504;
+  uint16_t* values = page + int64_t{head_dim} * kPageTokens + int64_t{slot} * head_dim;
+  const auto clamp = [](typename V::F x) { return V::Max(V::Set(-kLargestHalf), V::Min(V::Set(kLargestHalf), x)); };
+  for (int d = 0; d < head_dim; d += L) {
+    const int n = static_cast<int>(Least(L, head_dim - d));
+    uint16_t keys[L];
+    V::StoreHalf(keys, clamp(n == L ? V::Load(key + d) : V::Load(key + d, n)));
+    for (int i = 0; i < n; ++i) page[int64_t{d + i} * kPageTokens + slot] = keys[i];
+    if (n == L) {
+      V::StoreHalf(values + d, clamp(V::Load(value + d)));
+    } else {
+      V::StoreHalf(values + d, clamp(V::Load(value + d, n)), n);
+    }
+  }
+}
+
+struct F32Row {
+  using Element = float;
+  template <typename V>
+  static typename V::F Load(const uint8_t* p) { return V::Load(reinterpret_cast<const float*>(p)); }
+  template <typename V>
+  static typename V::F Load(const uint8_t* p, int n) { return V::Load(reinterpret_cast<const float*>(p), n); }
+};
+struct F16Row {
+  using Element = uint16_t;
+  template <typename V>
+  static typename V::F Load(const uint8_t* p) { return V::LoadHalf(reinterpret_cast<const uint16_t*>(p)); }
+  template <typename V>
+  static typename V::F Load(const uint8_t* p, int n) { return V::LoadHalf(reinterpret_cast<const uint16_t*>(p), n); }
+};
+struct Bf16Row {
+  using Element = uint16_t;
+  template <typename V>
+  static typename V::F Load(const uint8_t* p) { return V::LoadBf16(reinterpret_cast<const uint16_t*>(p)); }
+  template <typename V>
+  static typename V::F Load(const uint8_t* p, int n) { return V::LoadBf16(reinterpret_cast<const uint16_t*>(p), n); }
+};
+
+// kRows rows share each load of x. Each sums even and odd registers of k apart, whatever kRows is.
+template <typename V, typename Row, int kRows>
+void GemvRows(const uint8_t* w, int64_t stride_bytes, int64_t k, const float* x, float* y) {
+  constexpr int L = V::kLanes, kBytes = sizeof(typename Row::Element);
+  typename V::F sums[kRows][2];
+  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = V::Set(0.f);
+  int64_t i = 0;
+  for (; i + 2 * L <= k; i += 2 * L) {
+    const auto x0 = V::Load(x + i), x1 = V::Load(x + i + L);
+    for (int r = 0; r < kRows; ++r) {
+      const uint8_t* p = w + r * stride_bytes + i * kBytes;
+      sums[r][0] = V::Fma(Row::template Load<V>(p), x0, sums[r][0]);
+      sums[r][1] = V::Fma(Row::template Load<V>(p + L * kBytes), x1, sums[r][1]);
+    }
+  }
+  for (; i < k; i += L) {
+    const int n = static_cast<int>(Least(L, k - i));
+    const auto x0 = n == L ? V::Load(x + i) : V::Load(x + i, n);
+    for (int r = 0; r < kRows; ++r) {
+      const uint8_t* p = w + r * stride_bytes + i * kBytes;
+      sums[r][0] = V::Fma(n == L ? Row::template Load<V>(p) : Row::template Load<V>(p, n), x0, sums[r][0]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) y[r] = V::ReduceAdd(V::Add(sums[r][0], sums[r][1]));
+}
+
+template <typename V, typename Row>
+void Gemv(const uint8_t* w, int64_t stride_bytes, int64_t n, int64_t k, const float* x, float* y) {
+  int64_t row = 0;
+  for (; row + 4 <= n; row += 4) GemvRows<V, Row, 4>(w + row * stride_bytes, stride_bytes, k, x, y + row);
+  for (; row < n; ++row) GemvRows<V, Row, 1>(w + row * stride_bytes, stride_bytes, k, x, y + row);
+}
+
+template <typename V>
+void FloatGemv(DType type, const uint8_t* w, int64_t stride_bytes, int64_t n, int64_t k, const float* x, float* y) {
+  if (type == DType::kF32) return Gemv<V, F32Row>(w, stride_bytes, n, k, x, y);
+  if (type == DType::kF16) return Gemv<V, F16Row>(w, stride_bytes, n, k, x, y);
+  return Gemv<V, Bf16Row>(w, stride_bytes, n, k, x, y);
+}
+
+}  // namespace
+}  // namespace thermocline
