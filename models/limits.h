@@ -8,21 +8,21 @@
 namespace thermocline {
 
 // GGUF files.
-inline constexpr uint64_t kMaxGgufMetadata = 1 << 16;           // key-value pairs; real files have under 100
-inline constexpr uint64_t kMaxGgufTensors = 1 << 16;            // unmerged expert models come near 2^15
-inline constexpr uint64_t kMaxGgufKeyBytes = (1 << 16) - 1;     // ggml docs/gguf.md
-inline constexpr uint64_t kMaxGgufTensorNameBytes = 64;         // ggml docs/gguf.md
-inline constexpr uint64_t kMaxGgufStringBytes = 1 << 24;        // chat templates reach 2^16
-inline constexpr uint64_t kMaxGgufArrayElements = 1 << 22;      // merges of large vocabularies reach 2^20
-inline constexpr uint64_t kMaxGgufElements = 1 << 23;           // of all arrays together: at most 128 MiB decoded
-inline constexpr uint64_t kMinGgufAlignment = 8;                // ggml docs/gguf.md: a multiple of 8
+inline constexpr uint64_t kMaxGgufMetadata = 1 << 16;        // key-value pairs; real files have under 100
+inline constexpr uint64_t kMaxGgufTensors = 1 << 16;         // unmerged expert models come near 2^15
+inline constexpr uint64_t kMaxGgufKeyBytes = (1 << 16) - 1;  // ggml docs/gguf.md
+inline constexpr uint64_t kMaxGgufTensorNameBytes = 64;      // ggml docs/gguf.md
+inline constexpr uint64_t kMaxGgufStringBytes = 1 << 24;     // chat templates reach 2^16
+inline constexpr uint64_t kMaxGgufArrayElements = 1 << 22;   // merges of large vocabularies reach 2^20
+inline constexpr uint64_t kMaxGgufElements = 1 << 23;        // of all arrays together: at most 128 MiB decoded
+inline constexpr uint64_t kMinGgufAlignment = 8;             // ggml docs/gguf.md: a multiple of 8
 inline constexpr uint64_t kMaxGgufAlignment = 1 << 16;
-inline constexpr uint64_t kMaxTensorDimension = 1 << 30;        // so that one dimension always fits an int
+inline constexpr uint64_t kMaxTensorDimension = 1 << 30;  // so that one dimension always fits an int
 
 // Shapes of models: what fits 32 bits with room for products of two, and 16-bit weight ids.
 inline constexpr int kMaxLayers = 1024;
-inline constexpr int kMaxEmbedding = 1 << 17;     // n_embd
-inline constexpr int kMaxFeedForward = 1 << 20;   // n_ff
+inline constexpr int kMaxEmbedding = 1 << 17;    // n_embd
+inline constexpr int kMaxFeedForward = 1 << 20;  // n_ff
 inline constexpr int kMaxHeads = 1024;
 inline constexpr int kMaxHeadDim = 1024;
 inline constexpr int kMaxVocabulary = 1 << 22;
@@ -31,8 +31,10 @@ inline constexpr double kMaxRopeBase = 1e12;
 inline constexpr double kMaxRopeFactor = 1e6;
 
 // Tokenizers.
-inline constexpr size_t kMaxTokenBytes = 1024;           // the longest real ones are runs of 128 spaces, 256 bytes as GPT-2 writes them
-inline constexpr size_t kMaxTextBytes = size_t{1} << 28;   // of one Encode, which takes up to 30 bytes of memory per byte
+inline constexpr size_t kMaxTokenBytes =
+    1024;  // the longest real ones are runs of 128 spaces, 256 bytes as GPT-2 writes them
+inline constexpr size_t kMaxTextBytes = size_t{1}
+                                        << 28;  // of one Encode, which takes up to 30 bytes of memory per byte
 
 // Files mapped at the same time by one process.
 inline constexpr size_t kMaxMappedFiles = 256;
