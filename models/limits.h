@@ -36,6 +36,15 @@ inline constexpr size_t kMaxTokenBytes =
 inline constexpr size_t kMaxTextBytes = size_t{1}
                                         << 28;  // of one Encode, which takes up to 30 bytes of memory per byte
 
+// The command line and what it reads.
+inline constexpr size_t kMaxMessagesBytes = size_t{1} << 26;  // JSON of `template`
+inline constexpr int kMaxMessagesDepth = 16;
+inline constexpr size_t kMaxMessages = 1 << 16;
+inline constexpr int kMaxContext = 1 << 24;   // -c; what memory holds is the engine's business
+inline constexpr int kMaxRepetitions = 1000;  // bench -r
+inline constexpr size_t kMaxBenchTests = 1000;
+inline constexpr int kMaxHistoryEntries = 1000;
+
 // Files mapped at the same time by one process.
 inline constexpr size_t kMaxMappedFiles = 256;
 
