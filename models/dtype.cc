@@ -12,19 +12,19 @@ namespace thermocline {
 namespace {
 
 constexpr DTypeInfo kInfos[] = {
-    {DType::kF32, "F32", 1, 4},        {DType::kF16, "F16", 1, 2},        {DType::kBF16, "BF16", 1, 2},
-    {DType::kQ4_0, "Q4_0", 32, 18},    {DType::kQ4_1, "Q4_1", 32, 20},    {DType::kQ5_0, "Q5_0", 32, 22},
-    {DType::kQ5_1, "Q5_1", 32, 24},    {DType::kQ8_0, "Q8_0", 32, 34},    {DType::kQ4_K, "Q4_K", 256, 144},
-    {DType::kQ5_K, "Q5_K", 256, 176},  {DType::kQ6_K, "Q6_K", 256, 210},
+    {DType::kF32, "F32", 1, 4},       {DType::kF16, "F16", 1, 2},       {DType::kBF16, "BF16", 1, 2},
+    {DType::kQ4_0, "Q4_0", 32, 18},   {DType::kQ4_1, "Q4_1", 32, 20},   {DType::kQ5_0, "Q5_0", 32, 22},
+    {DType::kQ5_1, "Q5_1", 32, 24},   {DType::kQ8_0, "Q8_0", 32, 34},   {DType::kQ4_K, "Q4_K", 256, 144},
+    {DType::kQ5_K, "Q5_K", 256, 176}, {DType::kQ6_K, "Q6_K", 256, 210},
 };
 
 // Indexed by ggml's type id; empty where ggml has removed the type.
 constexpr std::string_view kGgmlNames[] = {
-    "F32",      "F16",     "Q4_0",    "Q4_1",     "Q4_2",     "Q4_3",     "Q5_0",    "Q5_1",    "Q8_0",   "Q8_1",
-    "Q2_K",     "Q3_K",    "Q4_K",    "Q5_K",     "Q6_K",     "Q8_K",     "IQ2_XXS", "IQ2_XS",  "IQ3_XXS", "IQ1_S",
-    "IQ4_NL",   "IQ3_S",   "IQ2_S",   "IQ4_XS",   "I8",       "I16",      "I32",     "I64",     "F64",    "IQ1_M",
-    "BF16",     "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0",    "TQ2_0",    "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8",
-    "MXFP4",    "NVFP4",   "Q1_0",    "Q2_0",
+    "F32",        "F16",        "Q4_0",       "Q4_1",  "Q4_2",     "Q4_3",     "Q5_0",     "Q5_1",    "Q8_0",
+    "Q8_1",       "Q2_K",       "Q3_K",       "Q4_K",  "Q5_K",     "Q6_K",     "Q8_K",     "IQ2_XXS", "IQ2_XS",
+    "IQ3_XXS",    "IQ1_S",      "IQ4_NL",     "IQ3_S", "IQ2_S",    "IQ4_XS",   "I8",       "I16",     "I32",
+    "I64",        "F64",        "IQ1_M",      "BF16",  "Q4_0_4_4", "Q4_0_4_8", "Q4_0_8_8", "TQ1_0",   "TQ2_0",
+    "IQ4_NL_4_4", "IQ4_NL_4_8", "IQ4_NL_8_8", "MXFP4", "NVFP4",    "Q1_0",     "Q2_0",
 };
 
 template <typename T>
@@ -179,17 +179,39 @@ void Dequantize(DType type, const uint8_t* src, int64_t n, float* out) {
   CHECK(n >= 0 && n % info.block == 0);
   for (int64_t i = 0; i < n; i += info.block, src += info.block_bytes, out += info.block) {
     switch (type) {
-      case DType::kF32: *out = Load<float>(src); break;
-      case DType::kF16: *out = LoadHalf(src); break;
-      case DType::kBF16: *out = Bf16ToFloat(Load<uint16_t>(src)); break;
-      case DType::kQ4_0: DequantizeQ4_0(src, out); break;
-      case DType::kQ4_1: DequantizeQ4_1(src, out); break;
-      case DType::kQ5_0: DequantizeQ5_0(src, out); break;
-      case DType::kQ5_1: DequantizeQ5_1(src, out); break;
-      case DType::kQ8_0: DequantizeQ8_0(src, out); break;
-      case DType::kQ4_K: DequantizeQ4_K(src, out); break;
-      case DType::kQ5_K: DequantizeQ5_K(src, out); break;
-      case DType::kQ6_K: DequantizeQ6_K(src, out); break;
+      case DType::kF32:
+        *out = Load<float>(src);
+        break;
+      case DType::kF16:
+        *out = LoadHalf(src);
+        break;
+      case DType::kBF16:
+        *out = Bf16ToFloat(Load<uint16_t>(src));
+        break;
+      case DType::kQ4_0:
+        DequantizeQ4_0(src, out);
+        break;
+      case DType::kQ4_1:
+        DequantizeQ4_1(src, out);
+        break;
+      case DType::kQ5_0:
+        DequantizeQ5_0(src, out);
+        break;
+      case DType::kQ5_1:
+        DequantizeQ5_1(src, out);
+        break;
+      case DType::kQ8_0:
+        DequantizeQ8_0(src, out);
+        break;
+      case DType::kQ4_K:
+        DequantizeQ4_K(src, out);
+        break;
+      case DType::kQ5_K:
+        DequantizeQ5_K(src, out);
+        break;
+      case DType::kQ6_K:
+        DequantizeQ6_K(src, out);
+        break;
     }
   }
 }
@@ -198,7 +220,7 @@ float HalfToFloat(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   const uint32_t exponent = (half >> 10) & 31;
   const uint32_t mantissa = half & 1023;
-  if (exponent == 0) {   // zero or subnormal: mantissa * 2^-24, exact in a float
+  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24, exact in a float
     const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
     return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));
   }
@@ -210,9 +232,9 @@ uint16_t FloatToHalf(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   const auto sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
   const uint32_t magnitude = bits & 0x7fffffff;
-  if (magnitude > 0x7f800000) return sign | 0x7e00 | ((magnitude >> 13) & 1023);   // NaN stays a (quiet) NaN
-  if (magnitude >= 0x477ff000) return sign | 0x7c00;   // 65520 and above round to infinity
-  if (magnitude < 0x38800000) {                        // below 2^-14: a multiple of 2^-24, rounded by hand to nearest even
+  if (magnitude > 0x7f800000) return sign | 0x7e00 | ((magnitude >> 13) & 1023);  // NaN stays a (quiet) NaN
+  if (magnitude >= 0x477ff000) return sign | 0x7c00;                              // 65520 and above round to infinity
+  if (magnitude < 0x38800000) {  // below 2^-14: a multiple of 2^-24, rounded by hand to nearest even
     const float scaled = std::bit_cast<float>(magnitude) * 0x1p24f;
     const auto whole = static_cast<uint32_t>(scaled);
     const float rest = scaled - static_cast<float>(whole);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <utility>
 
+#include "models/advice.h"
 #include "models/check.h"
 #include "models/error.h"
 #include "models/gguf_parser.h"
@@ -14,11 +15,16 @@ namespace {
 
 std::string_view KindName(GgufArray::Kind kind) {
   switch (kind) {
-    case GgufArray::Kind::kUnsigned: return "unsigned integers";
-    case GgufArray::Kind::kSigned: return "signed integers";
-    case GgufArray::Kind::kFloat: return "floats";
-    case GgufArray::Kind::kBool: return "booleans";
-    case GgufArray::Kind::kString: return "strings";
+    case GgufArray::Kind::kUnsigned:
+      return "unsigned integers";
+    case GgufArray::Kind::kSigned:
+      return "signed integers";
+    case GgufArray::Kind::kFloat:
+      return "floats";
+    case GgufArray::Kind::kBool:
+      return "booleans";
+    case GgufArray::Kind::kString:
+      return "strings";
   }
   CheckFailed("kind is one of GgufArray::Kind", __FILE__, __LINE__);
 }
@@ -40,10 +46,14 @@ std::string TypeName(const GgufValue& value) {
 size_t GgufArray::size() const {
   switch (kind) {
     case Kind::kUnsigned:
-    case Kind::kBool: return unsigneds.size();
-    case Kind::kSigned: return signeds.size();
-    case Kind::kFloat: return floats.size();
-    case Kind::kString: return strings.size();
+    case Kind::kBool:
+      return unsigneds.size();
+    case Kind::kSigned:
+      return signeds.size();
+    case Kind::kFloat:
+      return floats.size();
+    case Kind::kString:
+      return strings.size();
   }
   CheckFailed("kind is one of GgufArray::Kind", __FILE__, __LINE__);
 }
@@ -66,7 +76,7 @@ GgufFile GgufFile::Parse(MappedFile map, std::string path) {
   try {
     GgufParser(file).Parse();
   } catch (const Error&) {
-    file.CheckIntact();   // a page that was lost while parsing explains whatever the parser found
+    file.CheckIntact();  // a page that was lost while parsing explains whatever the parser found
     throw;
   }
   file.CheckIntact();
@@ -106,15 +116,13 @@ std::string GgufFile::Where(const Tensor& tensor) const {
 const GgufValue& GgufFile::Need(std::string_view key) const {
   const GgufValue* value = Find(key);
   if (value == nullptr) {
-    throw Error("{}: {} is missing from the metadata. Convert the model again with a current converter.", path_,
-                Quoted(key));
+    throw Error("{}: {} is missing from the metadata. {}", path_, Quoted(key), kConvertAgain);
   }
   return *value;
 }
 
 void GgufFile::FailType(std::string_view key, const GgufValue& value, std::string_view wanted) const {
-  throw Error("{} is {}, not {}. Convert the model again with a current converter.", Where(key), TypeName(value),
-              wanted);
+  throw Error("{} is {}, not {}. {}", Where(key), TypeName(value), wanted, kConvertAgain);
 }
 
 int64_t GgufFile::GetInt(std::string_view key, int64_t min, int64_t max) const {
@@ -122,11 +130,11 @@ int64_t GgufFile::GetInt(std::string_view key, int64_t min, int64_t max) const {
   const auto* u = std::get_if<uint64_t>(&value);
   const auto* s = std::get_if<int64_t>(&value);
   if (u == nullptr && s == nullptr) FailType(key, value, "an integer");
-  const bool within = u != nullptr ? std::cmp_greater_equal(*u, min) && std::cmp_less_equal(*u, max)
-                                   : *s >= min && *s <= max;
+  const bool within =
+      u != nullptr ? std::cmp_greater_equal(*u, min) && std::cmp_less_equal(*u, max) : *s >= min && *s <= max;
   if (!within) {
-    throw Error("{} is {}, outside {} to {}. The file is damaged, or the model is not supported.", Where(key),
-                u != nullptr ? fmt::format("{}", *u) : fmt::format("{}", *s), min, max);
+    throw Error("{} is {}, outside {} to {}. {}", Where(key),
+                u != nullptr ? fmt::format("{}", *u) : fmt::format("{}", *s), min, max, kDamagedOrUnsupported);
   }
   return u != nullptr ? static_cast<int64_t>(*u) : *s;
 }
@@ -139,7 +147,7 @@ double GgufFile::GetFloat(std::string_view key) const {
   const GgufValue& value = Need(key);
   const auto* number = std::get_if<double>(&value);
   if (number == nullptr) FailType(key, value, "a float");
-  if (!std::isfinite(*number)) throw Error("{} is {}, not a finite number. The file is damaged.", Where(key), *number);
+  if (!std::isfinite(*number)) throw Error("{} is {}, not a finite number. {}", Where(key), *number, kDownloadAgain);
   return *number;
 }
 
@@ -173,7 +181,7 @@ const GgufArray* GgufFile::FindArray(std::string_view key, GgufArray::Kind kind)
   if (array == nullptr || array->kind != kind) FailType(key, *value, fmt::format("an array of {}", KindName(kind)));
   for (size_t i = 0; i < array->floats.size(); ++i) {
     if (std::isfinite(array->floats[i])) continue;
-    throw Error("{} holds {} at index {}, not a finite number. The file is damaged.", Where(key), array->floats[i], i);
+    throw Error("{} holds {} at index {}, not a finite number. {}", Where(key), array->floats[i], i, kDownloadAgain);
   }
   return array;
 }

@@ -23,10 +23,10 @@ class MappedFile;
 // One array of a GGUF file; elements stay in the map, strings as views into it.
 struct GgufArray {
   enum class Kind : uint8_t { kUnsigned, kSigned, kFloat, kBool, kString } kind;
-  std::vector<uint64_t> unsigneds;         // kUnsigned, kBool
-  std::vector<int64_t> signeds;            // kSigned
-  std::vector<double> floats;              // kFloat
-  std::vector<std::string_view> strings;   // kString
+  std::vector<uint64_t> unsigneds;        // kUnsigned, kBool
+  std::vector<int64_t> signeds;           // kSigned
+  std::vector<double> floats;             // kFloat
+  std::vector<std::string_view> strings;  // kString
   size_t size() const;
 };
 
@@ -36,9 +36,9 @@ using GgufValue = std::variant<uint64_t, int64_t, double, bool, std::string_view
 struct Tensor {
   std::string name;
   DType type;
-  int64_t ne[4];         // unused dimensions are 1
-  uint64_t offset;       // absolute, in the file
-  const uint8_t* data;   // (bytes) inside the map
+  int64_t ne[4];        // unused dimensions are 1
+  uint64_t offset;      // absolute, in the file
+  const uint8_t* data;  // (bytes) inside the map
   uint64_t bytes;
   uint64_t info_offset;  // where the file describes it, for errors
 };
@@ -59,8 +59,8 @@ class GgufFile {
   const std::vector<std::pair<std::string, GgufValue>>& metadata() const { return metadata_; }  // in file order
   const std::vector<Tensor>& tensors() const { return tensors_; }                               // in file order
 
-  const GgufValue* Find(std::string_view key) const;          // nullptr when absent
-  const Tensor* FindTensor(std::string_view name) const;      // nullptr when absent
+  const GgufValue* Find(std::string_view key) const;      // nullptr when absent
+  const Tensor* FindTensor(std::string_view name) const;  // nullptr when absent
 
   // How an error about a key or tensor begins: "path: byte 123: 'llama.block_count'".
   std::string Where(std::string_view key) const;
@@ -94,7 +94,7 @@ class GgufFile {
   std::vector<std::pair<std::string, GgufValue>> metadata_;
   std::vector<Tensor> tensors_;
   static GgufFile Parse(MappedFile map, std::string path);
-  std::vector<uint64_t> value_offsets_;   // where the value of metadata_[i] stands, for errors
+  std::vector<uint64_t> value_offsets_;  // where the value of metadata_[i] stands, for errors
   std::unordered_map<std::string_view, size_t> key_index_, tensor_index_;
 };
 

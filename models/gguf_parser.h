@@ -13,8 +13,8 @@ namespace thermocline {
 
 class GgufParser {
  public:
-  explicit GgufParser(GgufFile& file);   // with its path and map set
-  void Parse();                          // throws Error: "path: byte 123: field: what is wrong. What to do."
+  explicit GgufParser(GgufFile& file);  // with its path and map set
+  void Parse();                         // throws Error: "path: byte 123: field: what is wrong. What to do."
 
  private:
   // Every error of the parser. `offset` is where the field begins.
@@ -48,7 +48,7 @@ class GgufParser {
   const uint8_t* base_;
   size_t size_;
   size_t pos_ = 0;
-  uint64_t elements_ = 0;   // of all arrays so far
+  uint64_t elements_ = 0;  // of all arrays so far
 };
 
 }  // namespace thermocline

@@ -26,7 +26,7 @@ namespace {
 // handler sees either nothing or a whole map; a reader of a map keeps it alive, so its slot cannot change under it.
 struct Slot {
   std::atomic<bool> taken{false};
-  std::atomic<uintptr_t> begin{0};   // 0: no map
+  std::atomic<uintptr_t> begin{0};  // 0: no map
   std::atomic<uintptr_t> end{0};
   std::atomic<bool> damaged{false};
 };
@@ -42,12 +42,14 @@ void CallFormerHandler(int signal, siginfo_t* info, void* context) {
     former_action.sa_sigaction(signal, info, context);
   } else if (former_action.sa_handler != SIG_DFL && former_action.sa_handler != SIG_IGN) {
     former_action.sa_handler(signal);
+  } else if (former_action.sa_handler == SIG_IGN && info->si_code <= 0) {
+    return;  // sent by a process; a fault is never ignored
   } else {
     // The faulting instruction runs again on return, this time with the default action: death, with a core.
     struct sigaction fatal = {};
     fatal.sa_handler = SIG_DFL;
     sigaction(SIGBUS, &fatal, nullptr);
-    if (info->si_code <= 0) raise(signal);   // sent by a process: nothing would fault again
+    if (info->si_code <= 0) raise(signal);  // sent by a process: nothing would fault again
   }
 }
 
@@ -106,7 +108,8 @@ MappedFile MappedFile::Open(const std::filesystem::path& path) {
   MappedFile map;
   // Without NONBLOCK, opening a named pipe would wait for a writer.
   map.fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (map.fd_ < 0) throw Error("{}: cannot open: {}. Check the path and its permissions.", path.string(), strerror(errno));
+  if (map.fd_ < 0)
+    throw Error("{}: cannot open: {}. Check the path and its permissions.", path.string(), strerror(errno));
   struct stat status = {};
   CHECK(fstat(map.fd_, &status) == 0);
   if (!S_ISREG(status.st_mode)) {

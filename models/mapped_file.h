@@ -1,7 +1,7 @@
 // A file mapped for reading that survives being cut short.
 //
-// Reading a page of a map that the file no longer reaches raises SIGBUS. A handler, installed with the first map, puts a
-// page of zeros there and marks the map as damaged, so that the reader ends with an Error instead of a dead process.
+// Reading a page of a map that the file no longer reaches raises SIGBUS. A handler, installed with the first map, puts
+// a page of zeros there and marks the map as damaged, so that the reader ends with an Error instead of a dead process.
 #pragma once
 
 #include <cstddef>
@@ -23,15 +23,15 @@ class MappedFile {
 
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
-  bool damaged() const;   // the file is shorter than it was at Open, or a page could not be read and read as zeros
+  bool damaged() const;  // the file is shorter than it was at Open, or a page could not be read and read as zeros
 
  private:
   MappedFile() = default;
   void Release() noexcept;
   const uint8_t* data_ = nullptr;
   size_t size_ = 0;
-  int fd_ = -1;     // kept open to see whether the file shrank: inside its last page that raises no signal
-  int slot_ = -1;   // in the handler's table; -1: owned memory, not a map
+  int fd_ = -1;    // kept open to see whether the file shrank: inside its last page that raises no signal
+  int slot_ = -1;  // in the handler's table; -1: owned memory, not a map
 };
 
 }  // namespace thermocline

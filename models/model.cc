@@ -3,6 +3,7 @@
 #include <cmath>
 #include <unordered_set>
 
+#include "models/advice.h"
 #include "models/check.h"
 #include "models/error.h"
 #include "models/limits.h"
@@ -11,8 +12,6 @@
 
 namespace thermocline {
 namespace {
-
-constexpr std::string_view kDamaged = "The file is damaged, or the model is not supported.";
 
 // Finds tensors by name, checks their shapes and writes the program, op by op.
 class Builder {
@@ -59,15 +58,15 @@ class Builder {
 
 const Tensor& Builder::Require(const std::string& name) const {
   const Tensor* tensor = file_.FindTensor(name);
-  if (tensor == nullptr) throw Error("{}: tensor {} is missing. {}", file_.path(), Quoted(name), kDamaged);
+  if (tensor == nullptr) throw Error("{}: tensor {} is missing. {}", file_.path(), Quoted(name), kDamagedOrUnsupported);
   return *tensor;
 }
 
 WeightId Builder::Add(const Tensor& tensor, bool matrix) {
   used_.insert(&tensor);
-  model_.weights.push_back({.tensor = &tensor, .matrix = matrix, .n = matrix ? tensor.ne[1] : tensor.ne[0],
-                            .k = matrix ? tensor.ne[0] : 1});
-  CHECK(model_.weights.size() <= INT16_MAX);   // kMaxLayers times the most that a layer has
+  model_.weights.push_back(
+      {.tensor = &tensor, .matrix = matrix, .n = matrix ? tensor.ne[1] : tensor.ne[0], .k = matrix ? tensor.ne[0] : 1});
+  CHECK(model_.weights.size() <= INT16_MAX);  // kMaxLayers times the most that a layer has
   return static_cast<WeightId>(model_.weights.size() - 1);
 }
 
@@ -75,7 +74,7 @@ WeightId Builder::Matrix(const std::string& name, int64_t n, int64_t k) {
   const Tensor& tensor = Require(name);
   if (tensor.ne[0] != k || tensor.ne[1] != n || tensor.ne[2] != 1 || tensor.ne[3] != 1) {
     throw Error("{} has the shape {}, not {} x {} as the metadata says. {}", file_.Where(tensor),
-                fmt::join(tensor.ne, " x "), k, n, kDamaged);
+                fmt::join(tensor.ne, " x "), k, n, kDamagedOrUnsupported);
   }
   return Add(tensor, true);
 }
@@ -84,11 +83,11 @@ WeightId Builder::Vector(const std::string& name, int64_t n) {
   const Tensor& tensor = Require(name);
   if (tensor.ne[0] != n || tensor.ne[1] != 1 || tensor.ne[2] != 1 || tensor.ne[3] != 1) {
     throw Error("{} has the shape {}, not {} as the metadata says. {}", file_.Where(tensor),
-                fmt::join(tensor.ne, " x "), n, kDamaged);
+                fmt::join(tensor.ne, " x "), n, kDamagedOrUnsupported);
   }
   if (Info(tensor.type).block != 1) {
     throw Error("{} is of type {}: norms and biases are supported as F32, F16 and BF16. {}", file_.Where(tensor),
-                Info(tensor.type).name, kDamaged);
+                Info(tensor.type).name, kDamagedOrUnsupported);
   }
   return Add(tensor, false);
 }
@@ -101,14 +100,15 @@ void Builder::ReadVocabulary() {
   const std::string name = "token_embd.weight";
   const Tensor& tensor = Require(name);
   if (tensor.ne[1] > kMaxVocabulary) {
-    throw Error("{} has {} rows, over the limit of {}. {}", file_.Where(tensor), tensor.ne[1], kMaxVocabulary, kDamaged);
+    throw Error("{} has {} rows, over the limit of {}. {}", file_.Where(tensor), tensor.ne[1], kMaxVocabulary,
+                kDamagedOrUnsupported);
   }
   config_.n_vocab = static_cast<int>(tensor.ne[1]);
   embedding_ = Matrix(name, config_.n_vocab, config_.n_embd);
   const GgufArray* tokens = file_.FindArray("tokenizer.ggml.tokens", GgufArray::Kind::kString);
   if (tokens != nullptr && tokens->size() != static_cast<size_t>(config_.n_vocab)) {
     throw Error("{} has {} tokens where the embedding has {} rows. {}", file_.Where("tokenizer.ggml.tokens"),
-                tokens->size(), config_.n_vocab, kDamaged);
+                tokens->size(), config_.n_vocab, kDamagedOrUnsupported);
   }
 }
 
@@ -123,7 +123,7 @@ void Builder::ReadRopeFactors() {
   for (size_t i = 0; i < factors.size(); ++i) {
     if (std::isfinite(factors[i]) && factors[i] > 0) continue;
     throw Error("{} holds {} at index {}, where frequencies are divided by it. {}", file_.Where(tensor), factors[i], i,
-                kDamaged);
+                kDamagedOrUnsupported);
   }
 }
 
@@ -250,8 +250,8 @@ void Builder::Build() {
 void Builder::RefuseUnusedTensors() const {
   for (const Tensor& tensor : file_.tensors()) {
     if (used_.contains(&tensor)) continue;
-    throw Error("{} is no part of architecture {}: the model would not run as it was trained. Get another model.",
-                file_.Where(tensor), Quoted(config_.arch.name));
+    throw Error("{} is no part of architecture {}: the model would not run as it was trained. {}", file_.Where(tensor),
+                Quoted(config_.arch.name), kOtherModel);
   }
 }
 

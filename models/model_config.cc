@@ -3,14 +3,13 @@
 #include <cmath>
 #include <optional>
 
+#include "models/advice.h"
 #include "models/error.h"
 #include "models/limits.h"
 #include "models/quoted.h"
 
 namespace thermocline {
 namespace {
-
-constexpr std::string_view kOtherModel = "Get another model.";
 
 // Metadata under the prefix of the file's architecture: Key("block_count") is "llama.block_count".
 class Reader {
@@ -19,9 +18,7 @@ class Reader {
 
   std::string Key(std::string_view name) const { return fmt::format("{}.{}", prefix_, name); }
   bool Has(std::string_view name) const { return file_.Find(Key(name)) != nullptr; }
-  int Int(std::string_view name, int min, int max) const {
-    return static_cast<int>(file_.GetInt(Key(name), min, max));
-  }
+  int Int(std::string_view name, int min, int max) const { return static_cast<int>(file_.GetInt(Key(name), min, max)); }
   int Int(std::string_view name, int min, int max, int fallback) const {
     return static_cast<int>(file_.GetInt(Key(name), min, max, fallback));
   }
@@ -48,7 +45,7 @@ class Reader {
   float Checked(std::string_view name, double max, double value) const {
     const auto rounded = static_cast<float>(value);
     if (!(rounded > 0) || value > max) {
-      Fail(name, "is {}, outside 0 (excluded) to {}. The file is damaged, or the model is not supported.", value, max);
+      Fail(name, "is {}, outside 0 (excluded) to {}. {}", value, max, kDamagedOrUnsupported);
     }
     return rounded;
   }
@@ -61,12 +58,12 @@ void ReadHeads(const Reader& reader, ModelConfig& config) {
   config.n_head = reader.Int("attention.head_count", 1, kMaxHeads);
   config.n_head_kv = reader.Int("attention.head_count_kv", 1, config.n_head, config.n_head);
   if (config.n_head % config.n_head_kv != 0) {
-    reader.Fail("attention.head_count_kv", "is {}, which does not divide the {} heads. The file is damaged.",
-                config.n_head_kv, config.n_head);
+    reader.Fail("attention.head_count_kv", "is {}, which does not divide the {} heads. {}", config.n_head_kv,
+                config.n_head, kDownloadAgain);
   }
   if (!reader.Has("attention.key_length") && config.n_embd % config.n_head != 0) {
-    reader.Fail("attention.head_count", "is {}, which does not divide the embedding length {}. The file is damaged.",
-                config.n_head, config.n_embd);
+    reader.Fail("attention.head_count", "is {}, which does not divide the embedding length {}. {}", config.n_head,
+                config.n_embd, kDownloadAgain);
   }
   config.head_dim = reader.Int("attention.key_length", 2, kMaxHeadDim, config.n_embd / config.n_head);
   if (config.head_dim < 2 || config.head_dim > kMaxHeadDim) {
@@ -75,8 +72,8 @@ void ReadHeads(const Reader& reader, ModelConfig& config) {
   }
   const int value_dim = reader.Int("attention.value_length", 2, kMaxHeadDim, config.head_dim);
   if (value_dim != config.head_dim) {
-    reader.Fail("attention.value_length", "is {} where keys have {}: different lengths are not supported. {}", value_dim,
-                config.head_dim, kOtherModel);
+    reader.Fail("attention.value_length", "is {} where keys have {}: different lengths are not supported. {}",
+                value_dim, config.head_dim, kOtherModel);
   }
 }
 
@@ -95,7 +92,7 @@ float ReadRopeScale(const Reader& reader) {
 void ReadRope(const Reader& reader, ModelConfig& config) {
   config.rope_dims = reader.Int("rope.dimension_count", 2, config.head_dim, config.head_dim / 2 * 2);
   if (config.rope_dims % 2 != 0) {
-    reader.Fail("rope.dimension_count", "is {}, not even. The file is damaged.", config.rope_dims);
+    reader.Fail("rope.dimension_count", "is {}, not even. {}", config.rope_dims, kDownloadAgain);
   }
   config.rope_base = reader.Float("rope.freq_base", kMaxRopeBase, 10000);
   config.rope_scale = ReadRopeScale(reader);
@@ -116,7 +113,7 @@ std::optional<int> ReadWindowPeriod(const Reader& reader, int n_layer) {
   const std::vector<uint64_t>& is_window =
       reader.file().FindArray(reader.Key(kName), GgufArray::Kind::kBool)->unsigneds;
   if (is_window.size() != static_cast<size_t>(n_layer)) {
-    reader.Fail(kName, "has {} flags for {} layers. The file is damaged.", is_window.size(), n_layer);
+    reader.Fail(kName, "has {} flags for {} layers. {}", is_window.size(), n_layer, kDownloadAgain);
   }
   int period = 1;
   while (period <= n_layer && is_window[static_cast<size_t>(period - 1)] != 0) ++period;

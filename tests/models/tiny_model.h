@@ -1,0 +1,166 @@
+// Whole models small enough for a test: random weights of any type, both architectures, a vocabulary of single bytes.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "models/dtype.h"
+#include "tests/models/gguf_writer.h"
+
+namespace thermocline {
+
+// n random weights of `type` of about standard deviation `scale`, as blocks of random bits with fitting scales.
+inline ByteVector RandomWeights(DType type, int64_t n, float scale, std::mt19937& random) {
+  const DTypeInfo& info = Info(type);
+  ByteVector bytes(static_cast<size_t>(n / info.block * info.block_bytes));
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+  const auto put_half = [](uint8_t* at, float value) {
+    const uint16_t half = FloatToHalf(value);
+    std::memcpy(at, &half, sizeof half);
+  };
+  std::uniform_real_distribution<float> uniform(-1.7f, 1.7f);
+  for (int64_t i = 0; i < n / info.block; ++i) {
+    uint8_t* block = bytes.data() + i * info.block_bytes;
+    switch (type) {
+      case DType::kF32: {
+        const float value = uniform(random) * scale;
+        std::memcpy(block, &value, sizeof value);
+        break;
+      }
+      case DType::kF16:
+        put_half(block, uniform(random) * scale);
+        break;
+      case DType::kBF16: {
+        const float value = uniform(random) * scale;
+        std::memcpy(block, reinterpret_cast<const uint8_t*>(&value) + 2, 2);
+        break;
+      }
+      case DType::kQ4_0:
+        put_half(block, scale / 4.6f);
+        break;
+      case DType::kQ5_0:
+        put_half(block, scale / 9.2f);
+        break;
+      case DType::kQ8_0:
+        put_half(block, scale / 74);
+        break;
+      case DType::kQ4_1:
+        put_half(block, scale / 4.6f);
+        put_half(block + 2, -7.5f * scale / 4.6f);
+        break;
+      case DType::kQ5_1:
+        put_half(block, scale / 9.2f);
+        put_half(block + 2, -15.5f * scale / 9.2f);
+        break;
+      case DType::kQ4_K:
+        put_half(block, scale / (4.6f * 32));
+        put_half(block + 2, scale * 7.5f / (4.6f * 32));
+        break;
+      case DType::kQ5_K:
+        put_half(block, scale / (9.2f * 32));
+        put_half(block + 2, scale * 15.5f / (9.2f * 32));
+        break;
+      case DType::kQ6_K:
+        put_half(block + 208, scale / (18.5f * 74));
+        break;
+    }
+  }
+  return bytes;
+}
+
+struct TinyOptions {
+  std::string arch = "llama";  // or "gemma3"
+  DType type = DType::kQ8_0;   // of the matrices; n_embd and n_ff must be multiples of its block
+  int n_layer = 2, n_embd = 64, n_ff = 96, n_head = 4, n_head_kv = 2, head_dim = 16, n_vocab = 288;
+  int n_ctx_train = 256;
+  int window = 8;  // gemma3 only
+  bool biases = false;
+  bool tied = true;
+  uint32_t seed = 1;
+};
+
+// A vocabulary of `n_vocab` SentencePiece tokens: <unk>, <s>, </s>, 256 bytes, then words; for gemma3 and llama alike.
+inline void AddTinyVocabulary(GgufWriter& writer, int n_vocab) {
+  std::vector<std::string> tokens = {"<unk>", "<s>", "</s>"};
+  std::vector<int32_t> types = {2, 3, 3};  // unknown, control, control
+  for (int byte = 0; byte < 256; ++byte) {
+    constexpr char kDigits[] = "0123456789ABCDEF";
+    tokens.push_back(std::string("<0x") + kDigits[byte / 16] + kDigits[byte % 16] + ">");
+    types.push_back(6);  // byte
+  }
+  for (int i = 0; static_cast<int>(tokens.size()) < n_vocab; ++i) {
+    tokens.push_back(i < 26 ? std::string(1, static_cast<char>('a' + i)) : "\u2581w" + std::to_string(i));
+    types.push_back(1);  // normal
+  }
+  tokens.resize(static_cast<size_t>(n_vocab));
+  types.resize(tokens.size());
+  std::vector<float> scores(tokens.size());
+  for (size_t i = 0; i < scores.size(); ++i) scores[i] = -static_cast<float>(i);
+  writer.String("tokenizer.ggml.model", "llama").Strings("tokenizer.ggml.tokens", tokens);
+  writer.Floats("tokenizer.ggml.scores", scores).Ints("tokenizer.ggml.token_type", types);
+  writer.U32("tokenizer.ggml.bos_token_id", 1).U32("tokenizer.ggml.eos_token_id", 2);
+  writer.U32("tokenizer.ggml.unknown_token_id", 0).Bool("tokenizer.ggml.add_space_prefix", false);
+}
+
+inline GgufWriter TinyModel(const TinyOptions& o = {}) {
+  const bool gemma = o.arch == "gemma3";
+  const auto key = [&](const char* name) { return o.arch + "." + name; };
+  GgufWriter writer;
+  writer.String("general.architecture", o.arch);
+  const auto u32 = [&](const char* name, int value) { writer.U32(key(name), static_cast<uint32_t>(value)); };
+  u32("block_count", o.n_layer);
+  u32("context_length", o.n_ctx_train);
+  u32("embedding_length", o.n_embd);
+  u32("feed_forward_length", o.n_ff);
+  u32("attention.head_count", o.n_head);
+  u32("attention.head_count_kv", o.n_head_kv);
+  u32("attention.key_length", o.head_dim);
+  u32("attention.value_length", o.head_dim);
+  writer.F32(key("attention.layer_norm_rms_epsilon"), 1e-5f).F32(key("rope.freq_base"), 10000);
+  if (gemma) u32("attention.sliding_window", o.window);
+  AddTinyVocabulary(writer, o.n_vocab);
+
+  std::mt19937 random(o.seed);
+  const auto matrix = [&](const std::string& name, int n, int k) {
+    const float scale = 2 / std::sqrt(static_cast<float>(k));
+    writer.Tensor(name, o.type, {static_cast<uint64_t>(k), static_cast<uint64_t>(n)},
+                  RandomWeights(o.type, int64_t{n} * k, scale, random));
+  };
+  const auto vector = [&](const std::string& name, int n, float around) {
+    std::vector<float> values(static_cast<size_t>(n));
+    std::uniform_real_distribution<float> uniform(around - 0.5f, around + 0.5f);
+    for (float& value : values) value = uniform(random);
+    writer.Tensor(name, DType::kF32, {static_cast<uint64_t>(n)}, Bytes(values));
+  };
+  const auto linear = [&](const std::string& name, int n, int k) {
+    matrix(name + ".weight", n, k);
+    if (o.biases) vector(name + ".bias", n, 0);
+  };
+  matrix("token_embd.weight", o.n_vocab, o.n_embd);
+  vector("output_norm.weight", o.n_embd, 1);
+  if (!o.tied) matrix("output.weight", o.n_vocab, o.n_embd);
+  for (int layer = 0; layer < o.n_layer; ++layer) {
+    const std::string blk = "blk." + std::to_string(layer) + ".";
+    vector(blk + "attn_norm.weight", o.n_embd, 1);
+    linear(blk + "attn_q", o.n_head * o.head_dim, o.n_embd);
+    linear(blk + "attn_k", o.n_head_kv * o.head_dim, o.n_embd);
+    linear(blk + "attn_v", o.n_head_kv * o.head_dim, o.n_embd);
+    linear(blk + "attn_output", o.n_embd, o.n_head * o.head_dim);
+    vector(blk + "ffn_norm.weight", o.n_embd, 1);
+    linear(blk + "ffn_gate", o.n_ff, o.n_embd);
+    linear(blk + "ffn_up", o.n_ff, o.n_embd);
+    linear(blk + "ffn_down", o.n_embd, o.n_ff);
+    if (!gemma) continue;
+    vector(blk + "attn_q_norm.weight", o.head_dim, 1);
+    vector(blk + "attn_k_norm.weight", o.head_dim, 1);
+    vector(blk + "post_attention_norm.weight", o.n_embd, 1);
+    vector(blk + "post_ffw_norm.weight", o.n_embd, 1);
+  }
+  return writer;
+}
+
+}  // namespace thermocline
