@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "models/check.h"
 #include "models/error.h"
 
 namespace thermocline {

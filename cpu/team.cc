@@ -10,6 +10,7 @@
 #include <cmath>
 
 #include "cpu/topology.h"
+#include "models/check.h"
 #include "models/error.h"
 
 namespace thermocline {

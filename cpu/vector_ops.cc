@@ -1,6 +1,7 @@
 #include "cpu/vector_ops.h"
 
 #include "cpu/vector_ops_tables.h"
+#include "models/check.h"
 #include "models/error.h"
 
 namespace thermocline {

@@ -35,11 +35,12 @@ void Rope(float* head, const float* cos_sin, int n_dims, RopeKind kind) {
   }
 }
 
+// GELU's x (1 + tanh u) / 2 is written x / (1 + e^-2u), the same without cancellation.
 double Activate(double x, Activation activation) {
   constexpr double kSqrt2OverPi = 0.79788456080286535588;
   switch (activation) {
     case Activation::kSilu: return x / (1 + std::exp(-x));
-    case Activation::kGeluTanh: return 0.5 * x * (1 + std::tanh(kSqrt2OverPi * (x + 0.044715 * x * x * x)));
+    case Activation::kGeluTanh: return x / (1 + std::exp(-2 * kSqrt2OverPi * (x + 0.044715 * x * x * x)));
   }
   return 0;
 }

@@ -1,0 +1,295 @@
+#include "cpu/vector_ops.h"
+
+#include <doctest/doctest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "models/dtype.h"
+#include "tests/cpu/guarded.h"
+#include "tests/cpu/kernel_test_util.h"
+
+namespace thermocline::test {
+namespace {
+
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+const VectorOps& Reference() { return VectorOpsFor(Isa::kScalar); }
+
+template <typename Body>
+void ForEach(std::initializer_list<int> sizes, const Body& body) {
+  for (Isa isa : RunnableIsas())
+    for (int n : sizes)
+      for (Flush flush : {Flush::kEnd, Flush::kStart}) {
+        CAPTURE(Name(isa));
+        CAPTURE(n);
+        body(VectorOpsFor(isa), n, flush);
+      }
+}
+
+TEST_CASE("every table says which ISA it is") {
+  CHECK(Reference().isa == Isa::kScalar);
+  for (Isa isa : RunnableIsas()) CHECK(VectorOpsFor(isa).isa == isa);
+}
+
+TEST_CASE("rms_norm equals the reference") {
+  ForEach({1, 7, 16, 17, 63, 64, 65, 576, 640}, [](const VectorOps& ops, int n, Flush flush) {
+    Random random(n);
+    const std::vector<float> x = random.Normals(n, 3), weight = random.Normals(n), before = random.Normals(n);
+    for (bool accumulate : {false, true}) {
+      const GuardedBuffer<float> x_in(x, 4, flush), weight_in(weight, 4, flush);
+      GuardedBuffer<float> out(before, 4, flush);
+      std::vector<float> expected = before;
+      Reference().rms_norm(x.data(), weight.data(), 1e-5f, n, accumulate, expected.data());
+      ops.rms_norm(x_in.data(), weight_in.data(), 1e-5f, n, accumulate, out.data());
+      // The sum of squares has no cancellation: n / 2 eps at most, halved by the root; then 4 roundings and the sum.
+      CheckNear(out.ToVector(), expected, [&](size_t i) {
+        return kEpsilon * ((n / 4 + 4) * std::fabs(expected[i] - (accumulate ? before[i] : 0)) +
+                           std::fabs(expected[i]) + (accumulate ? std::fabs(before[i]) : 0));
+      });
+    }
+    GuardedBuffer<float> in_place(x, 4, flush);
+    std::vector<float> apart(n);
+    ops.rms_norm(x.data(), weight.data(), 1e-5f, n, false, apart.data());
+    ops.rms_norm(in_place.data(), weight.data(), 1e-5f, n, false, in_place.data());
+    CheckSame<float>(in_place.ToVector(), apart);
+  });
+}
+
+TEST_CASE("rms_norm of zeros is zero") {
+  for (Isa isa : RunnableIsas()) {
+    std::vector<float> x(40, 0.f), weight(40, 2.f), out(40, 1.f);
+    VectorOpsFor(isa).rms_norm(x.data(), weight.data(), 1e-6f, 40, false, out.data());
+    CheckSame<float>(out, x);
+  }
+}
+
+TEST_CASE("rope equals the reference, and leaves what does not rotate") {
+  ForEach({2, 6, 14, 16, 18, 34, 64, 80, 256}, [](const VectorOps& ops, int n, Flush flush) {
+    for (RopeKind kind : {RopeKind::kInterleaved, RopeKind::kHalves}) {
+      Random random(n);
+      const std::vector<float> head = random.Normals(n + 3);
+      std::vector<float> cos_sin;
+      for (int i = 0; i < n / 2; ++i) {
+        const float angle = random.Normal(2);
+        cos_sin.push_back(std::cos(angle));
+        cos_sin.push_back(std::sin(angle));
+      }
+      const GuardedBuffer<float> angles(cos_sin, 4, flush);
+      GuardedBuffer<float> actual(std::vector<float>(head.begin(), head.begin() + n), 4, flush);
+      std::vector<float> expected = head, partial = head;
+      Reference().rope(expected.data(), cos_sin.data(), n, kind);
+      ops.rope(actual.data(), angles.data(), n, kind);
+      ops.rope(partial.data(), angles.data(), n, kind);
+      for (int i = n; i < n + 3; ++i) CHECK(partial[i] == head[i]);
+      // |a cos| + |b sin| <= |a| + |b|, each rounded.
+      CheckNear(actual.ToVector(), std::span(expected).first(n), [&](size_t) { return kEpsilon * 2 * 8; });
+    }
+  });
+}
+
+// All magnitudes from 1e-8 to 100, both signs, zeros and what is not a number.
+std::vector<float> ActivationInputs(int n) {
+  std::vector<float> x;
+  Random random(n);
+  for (int i = 0; i < n; ++i) x.push_back(random.Normal() * std::pow(10.f, random.Normal(2)));
+  const float special[] = {0.f, -0.f, 88.f, -88.f, 104.f, -104.f, 1e30f, 3.f, -3.f};
+  for (int i = 0; i < n && i < 9; ++i) x[(i * 5) % n] = special[i];
+  return x;
+}
+
+TEST_CASE("gated_act equals the reference") {
+  ForEach({1, 7, 16, 17, 576, 10007}, [](const VectorOps& ops, int n, Flush flush) {
+    for (Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
+      CAPTURE(static_cast<int>(activation));
+      const std::vector<float> gate = ActivationInputs(n), up = Random(n + 1).Normals(n);
+      const GuardedBuffer<float> gate_in(gate, 4, flush), up_in(up, 4, flush);
+      GuardedBuffer<float> out(n, 4, flush), in_place(gate, 4, flush);
+      std::vector<float> expected(n);
+      Reference().gated_act(gate.data(), up.data(), n, activation, expected.data());
+      ops.gated_act(gate_in.data(), up_in.data(), n, activation, out.data());
+      ops.gated_act(in_place.data(), up_in.data(), n, activation, in_place.data());
+      CheckSame<float>(in_place.ToVector(), out.ToVector());
+      // x / (1 + e^-u): a relative error of 6 eps, of which the tail e^u multiplies the rounding of u by |u| (GELU's u
+      // has 4 roundings; it is under 1e-37 from |u| = 87 on, where denormals take over).
+      CheckNear(out.ToVector(), expected, [&](size_t i) {
+        const double tail = activation == Activation::kGeluTanh && gate[i] < 0 ? 2 * 87 : 0;
+        return kEpsilon * (6 + tail) * std::fabs(expected[i]) + 1e-36 * (1 + std::fabs(up[i]));
+      });
+    }
+  });
+}
+
+TEST_CASE("the reference activations are SiLU and GELU's tanh form") {
+  for (float x : {-3.f, -1.f, -0.01f, 0.f, 0.5f, 2.f, 6.f}) {
+    const float up = 3;
+    float silu, gelu;
+    Reference().gated_act(&x, &up, 1, Activation::kSilu, &silu);
+    Reference().gated_act(&x, &up, 1, Activation::kGeluTanh, &gelu);
+    CHECK(silu == doctest::Approx(3 * x / (1 + std::exp(-x))).epsilon(1e-6));
+    const double inner = std::sqrt(2 / M_PI) * (x + 0.044715 * std::pow(x, 3));
+    CHECK(gelu == doctest::Approx(3 * 0.5 * x * (1 + std::tanh(inner))).epsilon(1e-6));
+  }
+}
+
+TEST_CASE("gated_act of infinities and NaN") {
+  for (Isa isa : RunnableIsas()) {
+    const std::vector<float> gate = {kInf, kNan, -1e38f}, up = {1, 1, 1};
+    std::vector<float> out(3);
+    for (Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
+      VectorOpsFor(isa).gated_act(gate.data(), up.data(), 3, activation, out.data());
+      CHECK(out[0] == kInf);
+      CHECK(std::isnan(out[1]));
+      CHECK(std::fabs(out[2]) == 0);
+    }
+  }
+}
+
+TEST_CASE("add equals the reference bit for bit") {
+  ForEach({1, 7, 16, 17, 576}, [](const VectorOps& ops, int n, Flush flush) {
+    const std::vector<float> x = Random(1).Normals(n), before = Random(2).Normals(n);
+    const GuardedBuffer<float> x_in(x, 4, flush);
+    GuardedBuffer<float> out(before, 4, flush);
+    std::vector<float> expected = before;
+    Reference().add(x.data(), n, expected.data());
+    ops.add(x_in.data(), n, out.data());
+    CheckSame<float>(out.ToVector(), expected);
+  });
+}
+
+std::vector<uint8_t> Quantized(const VectorOps& ops, const std::vector<float>& x, Flush flush) {
+  const GuardedBuffer<float> in(x, 4, flush);
+  GuardedBuffer<uint8_t> out(ActivationRowBytes(static_cast<int64_t>(x.size())), 64, flush);
+  ops.quantize(in.data(), static_cast<int64_t>(x.size()), out.data());
+  return out.ToVector();
+}
+
+float Dequantized(const std::vector<uint8_t>& row, int64_t k, int64_t i) {
+  const int64_t group = i / 32;
+  const uint8_t* line = row.data() + group * 64;
+  ActivationMeta meta;
+  std::memcpy(&meta, row.data() + ActivationGroups(k) * 64 + group * sizeof meta, sizeof meta);
+  return meta.scale * static_cast<float>(256 * static_cast<int8_t>(line[i % 32]) + static_cast<int8_t>(line[32 + i % 32]));
+}
+
+TEST_CASE("quantize keeps 15 bits, with its sums") {
+  const std::vector<float> x = Random(5).Normals(100, 4);
+  const std::vector<uint8_t> row = Quantized(Reference(), x, Flush::kEnd);
+  for (int group = 0; group < 4; ++group) {
+    float largest = 0;
+    double sum = 0;
+    for (int i = group * 32; i < std::min(100, group * 32 + 32); ++i) largest = std::max(largest, std::fabs(x[i]));
+    for (int i = group * 32; i < std::min(100, group * 32 + 32); ++i) {
+      const float value = Dequantized(row, 100, i);
+      CHECK(std::fabs(value - x[i]) <= largest / kActivationMax * 0.501f);
+      sum += value;
+    }
+    ActivationMeta meta;
+    std::memcpy(&meta, row.data() + ActivationGroups(100) * 64 + group * sizeof meta, sizeof meta);
+    CHECK(meta.sum32 == doctest::Approx(sum).epsilon(1e-5));
+    CHECK(meta.sum16[0] + meta.sum16[1] == doctest::Approx(sum).epsilon(1e-5));
+  }
+  for (int64_t i = 100; i < 128; ++i) CHECK(Dequantized(row, 100, i) == 0);
+}
+
+TEST_CASE("quantize is the same bits on every ISA") {
+  ForEach({1, 7, 16, 17, 31, 32, 33, 63, 64, 65, 96, 576, 640}, [](const VectorOps& ops, int n, Flush flush) {
+    Random random(n);
+    for (float deviation : {1.f, 1e-6f, 1e-33f, 1e-42f, 1e20f, 1e38f}) {
+      std::vector<float> x = random.Normals(n, deviation);
+      CAPTURE(deviation);
+      CheckSame<uint8_t>(Quantized(ops, x, flush), Quantized(Reference(), x, flush));
+      for (int i = 0; i < n; i += 3) x[i] = 0;
+      CheckSame<uint8_t>(Quantized(ops, x, flush), Quantized(Reference(), x, flush));
+    }
+    // Halves between two integers, and the largest magnitudes on both sides.
+    std::vector<float> ties(n);
+    for (int i = 0; i < n; ++i) ties[i] = static_cast<float>(random.Int(-2 * kActivationMax, 2 * kActivationMax)) / 2;
+    for (int i = 0; i < n; i += 32) ties[i] = static_cast<float>(i % 64 == 0 ? kActivationMax : -kActivationMax);
+    CheckSame<uint8_t>(Quantized(ops, ties, flush), Quantized(Reference(), ties, flush));
+    std::vector<float> bad = random.Normals(n);
+    const float special[] = {kNan, kInf, -kInf, -kNan, 3e38f, 0.f, -0.f, 1e-45f};
+    for (int i = 0; i < n; ++i)
+      if (random.Int(0, 3) == 0) bad[i] = special[random.Int(0, 7)];
+    CheckSame<uint8_t>(Quantized(ops, bad, flush), Quantized(Reference(), bad, flush));
+  });
+}
+
+TEST_CASE("quantize: NaN is zero, infinities are the largest value, nothing overflows") {
+  std::vector<float> x(64, 1.f);
+  x[3] = kNan, x[4] = kInf, x[5] = -kInf, x[40] = kNan;
+  const std::vector<uint8_t> row = Quantized(Reference(), x, Flush::kEnd);
+  CHECK(Dequantized(row, 64, 3) == 0);
+  CHECK(Dequantized(row, 64, 4) == doctest::Approx(0x1p120));
+  CHECK(Dequantized(row, 64, 5) == doctest::Approx(-0x1p120));
+  CHECK(Dequantized(row, 64, 40) == 0);
+  CHECK(Dequantized(row, 64, 41) == doctest::Approx(1));
+  for (size_t group = 0; group < 2; ++group) {
+    ActivationMeta meta;
+    std::memcpy(&meta, row.data() + 2 * 64 + group * sizeof meta, sizeof meta);
+    CHECK(std::isfinite(meta.sum32));
+  }
+}
+
+TEST_CASE("store_kv is the same bits on every ISA, and touches one slot") {
+  ForEach({1, 7, 8, 16, 17, 24, 64, 80, 256}, [](const VectorOps& ops, int head_dim, Flush flush) {
+    Random random(head_dim);
+    std::vector<float> key = random.Normals(head_dim), value = random.Normals(head_dim, 1e-6f);
+    const float special[] = {kNan, kInf, -kInf, 65520.f, -7e4f, 65519.99f, 6e-8f, -0.f};
+    for (int i = 0; i < head_dim && i < 8; ++i) key[(i * 7) % head_dim] = value[(i * 3) % head_dim] = special[i];
+    const GuardedBuffer<float> key_in(key, 4, flush), value_in(value, 4, flush);
+    for (int slot : {0, 1, 37, 63}) {
+      const size_t n = size_t{2} * kPageTokens * head_dim;
+      GuardedBuffer<uint16_t> page(n, 2, flush);
+      std::vector<uint16_t> expected(n, 0xFFFF);
+      ops.store_kv(key_in.data(), value_in.data(), head_dim, slot, page.data());
+      Reference().store_kv(key.data(), value.data(), head_dim, slot, expected.data());
+      CheckSame<uint16_t>(page.ToVector(), expected);
+      for (int d = 0; d < head_dim; ++d) {
+        const float stored = HalfToFloat(page[size_t(d) * kPageTokens + slot]);
+        if (!std::isnan(key[d])) CHECK(std::isfinite(stored));
+        if (std::isnan(key[d])) CHECK(std::isnan(stored));
+      }
+    }
+  });
+}
+
+TEST_CASE("float_gemv equals the reference for every type, and a row does not depend on its neighbours") {
+  ForEach({1, 7, 8, 16, 17, 31, 33, 64, 576}, [](const VectorOps& ops, int k, Flush flush) {
+    for (DType type : {DType::kF32, DType::kF16, DType::kBF16})
+      for (int n : {0, 1, 3, 4, 5, 9}) {
+        CAPTURE(n);
+        Random random(k + n);
+        const std::vector<float> x = random.Normals(k), w = random.Normals(size_t(n) * k);
+        const size_t size = type == DType::kF32 ? 4 : 2, stride = k * size + (n % 2 == 1 ? 2 * size : 0);
+        std::vector<uint8_t> rows(n == 0 ? 0 : (n - 1) * stride + k * size);
+        std::vector<double> norms(n, 0);   // sum |w| |x| of each row
+        for (int row = 0; row < n; ++row)
+          for (int i = 0; i < k; ++i) {
+            const float value = w[size_t(row) * k + i];
+            uint16_t bits = FloatToHalf(value);
+            if (type == DType::kBF16) bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
+            std::memcpy(rows.data() + row * stride + i * size, type == DType::kF32 ? (const void*)&value : &bits, size);
+            norms[row] += std::fabs(double{value} * x[i]);
+          }
+        const GuardedBuffer<uint8_t> w_in(rows, 1, flush);
+        const GuardedBuffer<float> x_in(x, 4, flush);
+        GuardedBuffer<float> y(n, 4, flush);
+        std::vector<float> expected(n);
+        ops.float_gemv(type, w_in.data(), stride, n, k, x_in.data(), y.data());
+        Reference().float_gemv(type, rows.data(), stride, n, k, x.data(), expected.data());
+        CheckNear(y.ToVector(), expected, [&](size_t i) { return kEpsilon * (k / 16 + 8) * norms[i]; });
+        for (int row = 0; row < n; ++row) {
+          float alone;
+          ops.float_gemv(type, w_in.data() + row * stride, stride, 1, k, x_in.data(), &alone);
+          CHECK(alone == y[row]);
+        }
+      }
+  });
+}
+
+}  // namespace
+}  // namespace thermocline::test
