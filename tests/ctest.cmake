@@ -1,5 +1,5 @@
 # Run by ctest itself as it starts: registers the test cases of one executable.
-#   folder, executable, sources (absolute paths), root (the tests folder)
+#   folder, executable, sources (absolute paths), root (the tests folder), sanitize (as THERMOCLINE_SANITIZE)
 #
 # One test per source file, so that a failure names the file and ctest can run files side by side. Cases whose names
 # begin with "slow: " are a second test of that file, labelled slow; everything else is labelled fast. What computes
@@ -19,6 +19,11 @@ else()
   list(APPEND missing_isas avx512)
 endif()
 list(GET isas -1 best_isa)
+# ThreadSanitizer watches the team, not the arithmetic: once is enough.
+if(sanitize MATCHES "thread")
+  set(isas ${best_isa})
+  set(missing_isas)
+endif()
 
 # NAME is the test's, ISA the cap on instruction sets ("" where the program chooses), ARGN what doctest gets.
 function(register name label isa)
