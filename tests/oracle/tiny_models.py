@@ -233,7 +233,7 @@ def write(rng, name, s):
 
 
 def check_round_trip(s, model, loaded):
-    """What was read back is what was written, up to the type's rounding; so is rope, which the file says differently."""
+    """What was read back is what was written, up to the type's rounding; so is rope, though stored differently."""
     for name, p in model.state_dict().items():
         if not isinstance(s["type"], dict):
             error = float((p - loaded.state_dict()[name]).abs().max() / p.abs().max())
