@@ -1,0 +1,149 @@
+#include "cpu/attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "models/check.h"
+
+namespace thermocline {
+namespace {
+
+constexpr int kPagesPerSplit = kSplitTokens / kPageTokens;
+
+int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+}  // namespace
+
+Attention::Attention(const VectorOps& ops, const ModelConfig& config, const KvLayout& layout, int max_rows,
+                     int n_threads)
+    : ops_(ops),
+      layout_(layout),
+      head_dim_(config.head_dim),
+      n_head_kv_(config.n_head_kv),
+      group_(config.n_head / config.n_head_kv),
+      rows_per_block_(std::max(1, kMaxQueries / group_)),
+      n_threads_(n_threads) {
+  // Groups of more than kMaxQueries heads go through AttentionSplit in pieces.
+  const int64_t n_queries = static_cast<int64_t>(rows_per_block_) * group_;
+  state_floats_ = RoundUp(2 * RoundUp(n_queries, 16) + n_queries * head_dim_, 16);
+  queries_floats_ = RoundUp(n_queries * head_dim_, 16) + RoundUp(n_queries, 16);
+  member_floats_ = 2 * state_floats_ + queries_floats_;
+  blocks_.reserve(max_rows);
+  const int64_t max_items = 2 * n_threads;   // SplitsApart
+  partials_ = Buffer(max_items * kWave * state_floats_ * 4, "attention");
+  items_ = Buffer(max_items * state_floats_ * 4, "attention");
+  members_ = Buffer(n_threads * member_floats_ * 4, "attention");
+}
+
+void Attention::Prepare(const StepView& step) {
+  blocks_.clear();
+  int last = 0;
+  for (const SpanView& span : step.spans) {
+    for (int row = 0; row < span.n_rows; row += rows_per_block_)
+      blocks_.push_back({&span, span.first_row + row, std::min(rows_per_block_, span.n_rows - row),
+                         span.first_position + row});
+    last = std::max(last, span.first_position + span.n_rows - 1);
+  }
+  n_splits_ = last / kSplitTokens + 1;
+}
+
+bool Attention::SplitsApart(const AttentionIo& io) const {
+  const int64_t n_items = static_cast<int64_t>(blocks_.size()) * n_head_kv_;
+  const bool several = n_splits_ > 1 && (io.window == 0 || io.window > kSplitTokens);
+  return several && n_items <= 2 * n_threads_;
+}
+
+Attention::State Attention::StateAt(float* base) const {
+  const int64_t padded = RoundUp(static_cast<int64_t>(rows_per_block_) * group_, 16);
+  return {base, base + padded, base + 2 * padded};
+}
+
+Attention::State Attention::MemberState(int member, int i) const {
+  return StateAt(members_.as<float>() + member * member_floats_ + i * state_floats_);
+}
+
+float* Attention::MemberQueries(int member) const {
+  return members_.as<float>() + member * member_floats_ + 2 * state_floats_;
+}
+
+bool Attention::Visible(const Block& block, int64_t split, int window) const {
+  const int64_t first_token = split * kSplitTokens;
+  const int last_position = block.first_position + block.n_rows - 1;
+  if (first_token > last_position) return false;
+  return window == 0 || first_token + kSplitTokens > block.first_position - window + 1;
+}
+
+bool Attention::ComputeSplit(int member, int64_t item, int64_t split, const State& out, const AttentionIo& io) const {
+  const Block& block = BlockOf(item);
+  if (!Visible(block, split, io.window)) return false;
+  const int64_t kv_head = item % n_head_kv_;
+  const int n_queries = block.n_rows * group_;
+  float* q = MemberQueries(member);
+  int32_t* position = reinterpret_cast<int32_t*>(q + RoundUp(static_cast<int64_t>(n_queries) * head_dim_, 16));
+  for (int row = 0; row < block.n_rows; ++row) {
+    const float* source = io.q + (block.first_row + row) * io.q_stride + kv_head * group_ * head_dim_;
+    for (int i = 0; i < group_ * head_dim_; ++i) q[row * group_ * head_dim_ + i] = source[i] * io.scale;
+    for (int g = 0; g < group_; ++g) position[row * group_ + g] = block.first_position + row;
+  }
+
+  const int first_seen = io.window ? std::max(0, block.first_position - io.window + 1) : 0;
+  const int last_seen = block.first_position + block.n_rows - 1;
+  const int first_page = std::max<int>(split * kPagesPerSplit, first_seen / kPageTokens);
+  const int end_page = std::min<int>((split + 1) * kPagesPerSplit, last_seen / kPageTokens + 1);
+  const uint16_t* pages[kPagesPerSplit];
+  for (int p = first_page; p < end_page; ++p) {
+    const uint8_t* page = block.span->pages[io.layer.kind][p];
+    CHECK(page != nullptr);
+    pages[p - first_page] =
+        reinterpret_cast<const uint16_t*>(page + io.layer.offset_bytes + kv_head * layout_.head_bytes);
+  }
+  for (int i = 0; i < n_queries; i += kMaxQueries) {
+    const int64_t at = static_cast<int64_t>(i) * head_dim_;
+    ops_.attention_split({q + at, position + i, std::min(kMaxQueries, n_queries - i), head_dim_, io.window, pages,
+                          end_page - first_page, first_page * kPageTokens, out.max + i, out.sum + i, out.acc + at});
+  }
+  return true;
+}
+
+void Attention::Reset(const Block& block, const State& state) const {
+  const int n_queries = block.n_rows * group_;
+  std::fill_n(state.max, n_queries, -std::numeric_limits<float>::infinity());
+  std::fill_n(state.sum, n_queries, 0.f);
+  std::fill_n(state.acc, static_cast<int64_t>(n_queries) * head_dim_, 0.f);
+}
+
+void Attention::Merge(const Block& block, const State& part, const State& total) const {
+  ops_.attention_merge(block.n_rows * group_, head_dim_, part.max, part.sum, part.acc, total.max, total.sum, total.acc);
+}
+
+void Attention::WholeItem(int member, int64_t item, const AttentionIo& io) const {
+  const State total = MemberState(member, 0), part = MemberState(member, 1);
+  Reset(BlockOf(item), total);
+  for (int64_t split = 0; split < n_splits_; ++split)
+    if (ComputeSplit(member, item, split, part, io)) Merge(BlockOf(item), part, total);
+  Store(item, total, io);
+}
+
+void Attention::MergeWave(int64_t item, int64_t wave, bool last, const AttentionIo& io) const {
+  const State total = ItemState(item);
+  if (wave == 0) Reset(BlockOf(item), total);
+  for (int64_t i = 0; i < kWave; ++i)
+    if (Visible(BlockOf(item), wave * kWave + i, io.window)) Merge(BlockOf(item), PartialState(item * kWave + i), total);
+  if (last) Store(item, total, io);
+}
+
+void Attention::Store(int64_t item, const State& total, const AttentionIo& io) const {
+  const Block& block = BlockOf(item);
+  const int64_t kv_head = item % n_head_kv_;
+  for (int row = 0; row < block.n_rows; ++row)
+    for (int g = 0; g < group_; ++g) {
+      const int query = row * group_ + g;
+      const float inverse = 1 / total.sum[query];
+      const float* acc = total.acc + static_cast<int64_t>(query) * head_dim_;
+      float* out = io.out + (block.first_row + row) * io.out_stride + (kv_head * group_ + g) * head_dim_;
+      for (int i = 0; i < head_dim_; ++i) out[i] = acc[i] * inverse;
+    }
+}
+
+}  // namespace thermocline

@@ -1,0 +1,385 @@
+#include "cpu/executor.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <map>
+
+#include "cpu/activations.h"
+#include "cpu/attention.h"
+#include "cpu/buffer.h"
+#include "cpu/float_linear.h"
+#include "cpu/linear.h"
+#include "cpu/plan.h"
+#include "cpu/vector_ops.h"
+#include "models/check.h"
+#include "models/error.h"
+
+namespace thermocline {
+namespace {
+
+// Up to this many rows a stage over rows is cheaper on one member, inside the barrier, than shared out.
+constexpr int64_t kSerialRows = 2;
+// A chunk of a product claimed at once reads at least this much, and there are at least kChunksPerMember for balance.
+constexpr int64_t kMinChunkBytes = 16 * 1024;
+constexpr int64_t kChunksPerMember = 8;
+// With many rows, this many panels share each pass over the activations.
+constexpr int64_t kMaxChunkPanels = 8;
+
+int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// One kind of rotation: frequencies per pair of dimensions, in radians per position.
+struct RopeTable {
+  float base, scale;
+  WeightId factors;
+  std::vector<double> frequency;   // (rope_dims / 2)
+};
+
+}  // namespace
+
+KvLayout::KvLayout(const ModelConfig& config)
+    : head_bytes(static_cast<int64_t>(config.head_dim) * kPageTokens * 2 * sizeof(uint16_t)), page_bytes{} {
+  for (int i = 0; i < config.n_layer; ++i) {
+    const int kind = config.IsWindowLayer(i) ? 1 : 0;
+    layers.push_back({kind, page_bytes[kind]});
+    page_bytes[kind] += config.n_head_kv * head_bytes;
+  }
+}
+
+struct CpuExecutor::Impl {
+  Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
+       const std::function<void(int64_t, int64_t)>& on_load);
+
+  void LoadWeights(const GgufFile& file, const Model& model, const std::function<void(int64_t, int64_t)>& on_load);
+  void AllocateSlots(int max_rows);
+  void CollectRopes();
+  int RopeOf(const Op& op) const;
+
+  void RunMember(Team::Member& member);
+  void RunSerialFrom(size_t stage);             // the small stages over rows from `stage` on; checks for cancellation
+  bool IsSerial(const Stage& stage) const { return stage.kind == Stage::Kind::kRows && Rows(stage) <= kSerialRows; }
+  int64_t Rows(const Stage& stage) const { return stage.wanted_rows ? step->wanted.size() : step->tokens.size(); }
+  void RunRow(const Stage& stage, int64_t row);
+  void RunTask(RowTask task, const Op* op, bool wanted, int64_t row);
+  template <typename Then>
+  void RunLinear(Team::Member& member, const Stage& stage, const Then& then);
+  void ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin, int64_t end, int64_t n_rows);
+  void FillRopeTables(int64_t row);
+  void StoreKv(const Op& op, int64_t row);
+
+  float* Row(Slot slot, int64_t row) const { return slots[Index(slot)].as<float>() + row * Stride(slot); }
+  int64_t Stride(Slot slot) const { return strides[Index(slot)]; }
+  int Width(Slot slot) const { return program.width[Index(slot)]; }
+  static size_t Index(Slot slot) { return static_cast<size_t>(slot); }
+  const PackedMatrix& Matrix(WeightId id) const { return matrices[id]; }
+  const float* Vector(WeightId id) const { return vectors[id].data(); }
+  uint8_t* Quantized(int64_t row, int64_t k) const { return quantized.data() + row * ActivationRowBytes(k); }
+
+  ModelConfig config;
+  Program program;
+  Team& team;
+  const Isa isa;
+  const VectorOps& ops;
+  KvLayout layout;
+  std::vector<PackedMatrix> matrices;           // by weight id; empty where the weight is a vector
+  std::vector<std::vector<float>> vectors;      // by weight id; empty where the weight is a matrix
+  std::map<DType, LinearKernel> kernels;
+  FloatLinear float_linear;
+  std::vector<Stage> stages;
+  std::vector<RopeTable> ropes;
+  std::array<Buffer, static_cast<size_t>(Slot::kCount)> slots;
+  std::array<int64_t, static_cast<size_t>(Slot::kCount)> strides{};
+  Buffer quantized;                             // (rows) of ActivationRowBytes(K of the op at hand)
+  Buffer rope_values;                           // (ropes, max_rows, rope_dims)
+  Attention attention;
+  const int max_rows;
+
+  const StepView* step = nullptr;
+  std::vector<int32_t> span_of_row;
+  const std::atomic<bool>* cancel = nullptr;
+  std::atomic<bool> stopped = false;            // set once, by a `then`; late members read it without waiting
+};
+
+CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
+                        const std::function<void(int64_t, int64_t)>& on_load)
+    : config(model.config),
+      program(model.program),
+      team(team),
+      isa(isa),
+      ops(VectorOpsFor(isa)),
+      layout(config),
+      float_linear(ops, team.size(), max_rows),
+      attention(ops, config, layout, max_rows, team.size()),
+      max_rows(max_rows),
+      span_of_row(max_rows) {
+  LoadWeights(file, model, on_load);
+  stages = MakeStages(program, [this](const Op& op) {
+    for (int i = 0; i < op.n_projections; ++i)
+      if (Matrix(op.projections[i].weight).format()) return true;
+    return false;
+  });
+  AllocateSlots(max_rows);
+  CollectRopes();
+}
+
+void CpuExecutor::Impl::LoadWeights(const GgufFile& file, const Model& model,
+                                    const std::function<void(int64_t, int64_t)>& on_load) {
+  const int64_t total = WeightBytes(model);
+  int64_t done = 0;
+  matrices.resize(model.weights.size());
+  vectors.resize(model.weights.size());
+  for (size_t id = 0; id < model.weights.size(); ++id) {
+    const Weight& weight = model.weights[id];
+    const Tensor& tensor = *weight.tensor;
+    if (!weight.matrix) {
+      vectors[id].resize(weight.n);
+      Dequantize(tensor.type, tensor.data, weight.n, vectors[id].data());
+      continue;
+    }
+    PackedMatrix& packed = matrices[id] = PackedMatrix(tensor.type, weight.n, weight.k);
+    if (packed.format()) kernels.try_emplace(tensor.type, isa, *packed.format());
+    // In slices, so that progress moves while a large head is packed.
+    constexpr int64_t kSlice = 1024;
+    for (int64_t begin = 0; begin < packed.n_panels(); begin += kSlice) {
+      const int64_t end = std::min(begin + kSlice, packed.n_panels());
+      team.Run([&](Team::Member& member) {
+        member.For(end - begin, 16, [&](int64_t b, int64_t e) { packed.PackPanels(tensor.data, begin + b, begin + e); });
+      });
+      if (on_load) on_load(done + packed.bytes() / packed.n_panels() * end, total);
+    }
+    done += packed.bytes();
+  }
+  file.CheckIntact();
+}
+
+void CpuExecutor::Impl::AllocateSlots(int max_rows) {
+  for (size_t i = 0; i < slots.size(); ++i) {
+    strides[i] = RoundUp(program.width[i], kPanelRows);
+    slots[i] = Buffer(strides[i] * max_rows * sizeof(float), "one step");
+  }
+  int64_t k = 1;
+  for (const Op& op : program.ops)
+    if (op.kind == OpKind::kLinear) k = std::max<int64_t>(k, Matrix(op.projections[0].weight).k());
+  quantized = Buffer(max_rows * ActivationRowBytes(k), "one step");
+}
+
+void CpuExecutor::Impl::CollectRopes() {
+  for (const Op& op : program.ops) {
+    if (op.kind != OpKind::kRope || RopeOf(op) >= 0) continue;
+    RopeTable table{op.rope_base, op.rope_scale, op.rope_factors, {}};
+    for (int i = 0; i < config.rope_dims / 2; ++i) {
+      const double factor = op.rope_factors >= 0 ? Vector(op.rope_factors)[i] : 1;
+      table.frequency.push_back(std::pow(double{op.rope_base}, -2.0 * i / config.rope_dims) * op.rope_scale / factor);
+    }
+    ropes.push_back(std::move(table));
+  }
+  rope_values = Buffer(static_cast<int64_t>(ropes.size()) * max_rows * config.rope_dims * sizeof(float), "one step");
+}
+
+int CpuExecutor::Impl::RopeOf(const Op& op) const {
+  for (size_t i = 0; i < ropes.size(); ++i)
+    if (ropes[i].base == op.rope_base && ropes[i].scale == op.rope_scale && ropes[i].factors == op.rope_factors)
+      return static_cast<int>(i);
+  return -1;
+}
+
+void CpuExecutor::Impl::RunMember(Team::Member& member) {
+  member.Barrier([&] {
+    attention.Prepare(*step);
+    RunSerialFrom(0);
+  });
+  for (size_t i = 0; i < stages.size() && !stopped; ++i) {
+    const Stage& stage = stages[i];
+    if (IsSerial(stage)) continue;   // ran inside the barrier in front
+    const auto then = [&, i] { RunSerialFrom(i + 1); };
+    switch (stage.kind) {
+      case Stage::Kind::kRows: {
+        const int64_t grain = std::clamp<int64_t>(Rows(stage) / (4 * team.size()), 1, 16);
+        member.For(Rows(stage), grain, [&](int64_t begin, int64_t end) {
+          for (int64_t row = begin; row < end; ++row) RunRow(stage, row);
+        }, then);
+        break;
+      }
+      case Stage::Kind::kLinear: RunLinear(member, stage, then); break;
+      case Stage::Kind::kAttention: {
+        const Op& op = *stage.op;
+        attention.Run(member, {Row(Slot::kQuery, 0), Stride(Slot::kQuery), Row(op.out, 0), Stride(op.out), op.window,
+                               op.scale, layout.layers[op.layer]}, then);
+        break;
+      }
+    }
+  }
+}
+
+void CpuExecutor::Impl::RunSerialFrom(size_t stage) {
+  if (cancel->load(std::memory_order_relaxed)) {
+    stopped = true;
+    return;
+  }
+  for (; stage < stages.size() && IsSerial(stages[stage]); ++stage)
+    for (int64_t row = 0; row < Rows(stages[stage]); ++row) RunRow(stages[stage], row);
+}
+
+void CpuExecutor::Impl::RunRow(const Stage& stage, int64_t row) {
+  for (const Stage::Task& task : stage.tasks) RunTask(task.task, task.op, stage.wanted_rows, row);
+}
+
+void CpuExecutor::Impl::RunTask(RowTask task, const Op* op, bool wanted, int64_t row) {
+  switch (task) {
+    case RowTask::kRopeTables: FillRopeTables(row); break;
+    case RowTask::kEmbed: {
+      float* out = Row(op->out, row);
+      Matrix(op->weight).DequantizeRow(step->tokens[row], out);
+      if (op->scale != 1)
+        for (int i = 0; i < Width(op->out); ++i) out[i] *= op->scale;
+      break;
+    }
+    case RowTask::kNorm: {
+      // The first op over wanted rows gathers them.
+      const bool gathers = wanted && op->in == Slot::kHidden;
+      const float* in = Row(op->in, gathers ? step->wanted[row] : row);
+      ops.rms_norm(in, Vector(op->weight), config.norm_eps, Width(op->in), op->accumulate, Row(op->out, row));
+      break;
+    }
+    case RowTask::kHeadNorm:
+      for (int i = 0; i < Width(op->out); i += config.head_dim) {
+        float* head = Row(op->out, row) + i;
+        ops.rms_norm(head, Vector(op->weight), config.norm_eps, config.head_dim, false, head);
+      }
+      break;
+    case RowTask::kRope: {
+      const float* values = rope_values.as<float>() + (int64_t{RopeOf(*op)} * max_rows + row) * config.rope_dims;
+      for (int i = 0; i < Width(op->out); i += config.head_dim)
+        ops.rope(Row(op->out, row) + i, values, config.rope_dims, op->rope);
+      break;
+    }
+    case RowTask::kStoreKv: StoreKv(*op, row); break;
+    case RowTask::kGatedAct:
+      ops.gated_act(Row(op->in, row), Row(Slot::kUp, row), Width(op->in), op->activation, Row(op->out, row));
+      break;
+    case RowTask::kQuantize: {
+      const int64_t k = Matrix(op->projections[0].weight).k();
+      ops.quantize(Row(op->in, row), k, Quantized(row, k));
+      break;
+    }
+    case RowTask::kBias:
+      for (int i = 0; i < op->n_projections; ++i)
+        if (op->projections[i].bias >= 0)
+          ops.add(Vector(op->projections[i].bias), Width(op->projections[i].out), Row(op->projections[i].out, row));
+      break;
+  }
+}
+
+void CpuExecutor::Impl::FillRopeTables(int64_t row) {
+  for (size_t i = 0; i < ropes.size(); ++i) {
+    float* out = rope_values.as<float>() + (static_cast<int64_t>(i) * max_rows + row) * config.rope_dims;
+    for (const double frequency : ropes[i].frequency) {
+      const double angle = step->positions[row] * frequency;
+      *out++ = static_cast<float>(std::cos(angle));
+      *out++ = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+void CpuExecutor::Impl::StoreKv(const Op& op, int64_t row) {
+  const KvLayout::Layer& layer = layout.layers[op.layer];
+  const SpanView& span = step->spans[span_of_row[row]];
+  const int position = step->positions[row];
+  uint8_t* page = span.pages[layer.kind][position / kPageTokens] + layer.offset_bytes;
+  for (int head = 0; head < config.n_head_kv; ++head)
+    ops.store_kv(Row(Slot::kKey, row) + head * config.head_dim, Row(Slot::kValue, row) + head * config.head_dim,
+                 config.head_dim, position % kPageTokens, reinterpret_cast<uint16_t*>(page + head * layout.head_bytes));
+}
+
+template <typename Then>
+void CpuExecutor::Impl::RunLinear(Team::Member& member, const Stage& stage, const Then& then) {
+  const Op& op = *stage.op;
+  const int64_t n_rows = Rows(stage);
+  int64_t n_panels = 0, bytes = 0;
+  for (int i = 0; i < op.n_projections; ++i) {
+    n_panels += Matrix(op.projections[i].weight).n_panels();
+    bytes += Matrix(op.projections[i].weight).bytes();
+  }
+  const int64_t for_bytes = std::max<int64_t>(1, kMinChunkBytes * n_panels / bytes / std::max<int64_t>(1, n_rows));
+  int64_t grain = std::max(for_bytes, n_panels / (kChunksPerMember * team.size()));
+  if (n_rows > kLinearMaxM) grain = std::min(grain, kMaxChunkPanels);
+  if (n_rows == 0) n_panels = 0;
+  member.For(n_panels, grain, [&](int64_t begin, int64_t end) {
+    for (int i = 0; i < op.n_projections && begin < end; ++i) {
+      const int64_t here = Matrix(op.projections[i].weight).n_panels();
+      if (begin < here) ProjectPanels(op, op.projections[i], member.index(), begin, std::min(end, here), n_rows);
+      begin = std::max<int64_t>(0, begin - here);
+      end -= here;
+    }
+  }, then);
+}
+
+void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin, int64_t end,
+                                      int64_t n_rows) {
+  const PackedMatrix& w = Matrix(projection.weight);
+  float* y = Row(projection.out, 0) + begin * kPanelRows;
+  if (w.format()) {
+    const LinearArgs args{w.panel(begin), Quantized(0, w.k()), ActivationRowBytes(w.k()), y,
+                          Stride(projection.out) * static_cast<int64_t>(sizeof(float)), end - begin, w.n_blocks(),
+                          op.accumulate};
+    kernels.at(w.type()).Run(args, n_rows);
+    return;
+  }
+  const auto is_prompt = [&](int64_t row) { return step->prompt[op.wanted_rows ? step->wanted[row] : row] != 0; };
+  float_linear.Run({w, begin * kPanelRows, std::min(end * kPanelRows, w.n()), Row(op.in, 0), Stride(op.in), y,
+                    Stride(projection.out), n_rows, op.accumulate}, is_prompt, member);
+}
+
+CpuExecutor::CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
+                         const std::function<void(int64_t, int64_t)>& on_load)
+    : impl_(std::make_unique<Impl>(file, model, team, isa, max_rows, on_load)) {}
+
+CpuExecutor::~CpuExecutor() = default;
+
+bool CpuExecutor::Run(const StepView& step, const std::atomic<bool>& cancel) {
+  Impl& impl = *impl_;
+  CHECK(!step.tokens.empty() && static_cast<int>(step.tokens.size()) <= impl.max_rows);
+  impl.step = &step;
+  impl.cancel = &cancel;
+  impl.stopped = false;
+  for (size_t i = 0; i < step.spans.size(); ++i)
+    std::fill_n(impl.span_of_row.begin() + step.spans[i].first_row, step.spans[i].n_rows, static_cast<int32_t>(i));
+  impl.team.Run([&](Team::Member& member) { impl.RunMember(member); });
+  impl.step = nullptr;
+  return !impl.stopped;
+}
+
+std::span<const float> CpuExecutor::Logits(int i) const {
+  return {impl_->Row(Slot::kLogits, i), static_cast<size_t>(impl_->config.n_vocab)};
+}
+
+int64_t CpuExecutor::WeightBytes(const Model& model) {
+  int64_t bytes = 0;
+  for (const Weight& weight : model.weights)
+    bytes += weight.matrix ? PackedMatrix::BytesFor(weight.tensor->type, weight.n, weight.k) : weight.n * 4;
+  return bytes;
+}
+
+int64_t CpuExecutor::weight_bytes() const {
+  int64_t bytes = 0;
+  for (const PackedMatrix& matrix : impl_->matrices) bytes += matrix.bytes();
+  for (const std::vector<float>& vector : impl_->vectors) bytes += static_cast<int64_t>(vector.size()) * 4;
+  return bytes;
+}
+
+std::vector<std::pair<std::string, std::string>> CpuExecutor::Kernels() const {
+  std::vector<std::pair<std::string, std::string>> kernels;
+  for (const auto& [type, kernel] : impl_->kernels)
+    kernels.emplace_back(fmt::format("linear {}", Info(type).name), kernel.name());
+  for (const PackedMatrix& matrix : impl_->matrices)
+    if (matrix.bytes() && !matrix.format()) {
+      kernels.emplace_back("linear float", impl_->float_linear.name());
+      break;
+    }
+  const std::string vector_name = impl_->isa == Isa::kScalar ? "reference" : std::string(Name(impl_->ops.isa));
+  kernels.emplace_back("attention", vector_name);
+  kernels.emplace_back("norm, rope, activation", vector_name);
+  return kernels;
+}
+
+}  // namespace thermocline

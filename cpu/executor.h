@@ -1,0 +1,79 @@
+// Executes a model's op descriptors on the CPU: owns the packed weights and the scratch of one step, knows nothing of
+// sequences.
+//
+// The ops become stages: products and attention are shared out among the team in chunks; everything that works row by
+// row between two of them (norms, rope, quantization ...) is one stage over rows, which for a row or two runs on the
+// last arriver of the barrier in front instead.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/team.h"
+#include "models/gguf.h"
+#include "models/model.h"
+
+namespace thermocline {
+
+inline constexpr int kLayerKinds = 2;   // a block table each: layers that see everything, layers with a window
+
+// Where a layer's keys and values stand within the pages of its kind. A page holds 64 tokens of all layers of the kind;
+// per layer and KV head: K as (head_dim, 64), then V as (64, head_dim), F16.
+struct KvLayout {
+  struct Layer {
+    int kind;
+    int64_t offset_bytes;
+  };
+  std::vector<Layer> layers;
+  int64_t head_bytes;
+  int64_t page_bytes[kLayerKinds];   // 0: no layer of that kind
+
+  explicit KvLayout(const ModelConfig& config);
+};
+
+// Consecutive rows of one sequence.
+struct SpanView {
+  int first_row, n_rows;
+  int first_position;
+  uint8_t* const* pages[kLayerKinds];   // pages[kind][position / 64]; null where freed
+};
+
+struct StepView {
+  std::span<const int32_t> tokens;      // per row
+  std::span<const int32_t> positions;   // per row
+  std::span<const uint8_t> prompt;      // per row: of the prompt class (0: decode class)
+  std::span<const SpanView> spans;      // cover all rows in order
+  std::span<const int32_t> wanted;      // rows whose logits are wanted, ascending
+};
+
+class CpuExecutor {
+ public:
+  // Packs all weights, in parallel. on_load(bytes done, bytes in all) may be empty. Throws Error when memory runs out or
+  // the file is damaged.
+  CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
+              const std::function<void(int64_t, int64_t)>& on_load);
+  ~CpuExecutor();
+
+  // False when `cancel` became true: the step was left at some op, logits are void.
+  bool Run(const StepView& step, const std::atomic<bool>& cancel);
+  // (n_vocab) of the i-th wanted row.
+  std::span<const float> Logits(int i) const;
+
+  int64_t weight_bytes() const;
+  std::vector<std::pair<std::string, std::string>> Kernels() const;   // op, kernel it takes
+
+  static int64_t WeightBytes(const Model& model);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace thermocline

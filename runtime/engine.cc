@@ -1,0 +1,157 @@
+#include "runtime/engine.h"
+
+#include <algorithm>
+
+#include "cpu/isa.h"
+#include "cpu/team.h"
+#include "cpu/topology.h"
+#include "cpu/vector_ops.h"
+#include "models/check.h"
+#include "models/error.h"
+#include "runtime/kv_cache.h"
+
+namespace thermocline {
+namespace {
+
+// What a model leaves free for the rest of the program and its neighbours when the context is ours to choose.
+constexpr int64_t kReservedBytes = int64_t{512} << 20;
+
+// The context asked for, or the largest that fits; Error when it does not fit.
+int ChooseContext(const Model& model, const EngineOptions& options) {
+  const ModelConfig& config = model.config;
+  const int64_t available = DetectTopology().memory_available_bytes - CpuExecutor::WeightBytes(model);
+  const auto bytes = [&](int n_ctx) { return KvBytes(config, n_ctx) * options.max_sequences; };
+  if (options.n_ctx > 0) {
+    if (bytes(options.n_ctx) > available)
+      throw Error("a context of {} tokens needs {} MB besides the weights, {} MB are free; choose a smaller one with -c",
+                  options.n_ctx, bytes(options.n_ctx) >> 20, std::max<int64_t>(0, available) >> 20);
+    return options.n_ctx;
+  }
+  int n_ctx = std::min(kDefaultMaxContext, config.n_ctx_train);
+  while (n_ctx > kPageTokens && bytes(n_ctx) > available - kReservedBytes) n_ctx -= kPageTokens;
+  return n_ctx;
+}
+
+}  // namespace
+
+struct Engine::Impl {
+  Impl(const GgufFile& file, const Model& model, const EngineOptions& options)
+      : config(model.config),
+        team(options.n_threads),
+        n_ctx(ChooseContext(model, options)),
+        executor(file, model, team, ChooseIsa(), kMaxBatchRows, options.on_load),
+        kv(model.config, n_ctx, options.max_sequences, kMaxBatchRows, options.page_seed),
+        in_use(options.max_sequences) {}
+
+  void CollectSpans(const Batch& batch);
+
+  ModelConfig config;
+  Team team;
+  const int n_ctx;
+  CpuExecutor executor;
+  KvCache kv;
+  std::vector<bool> in_use;   // by sequence
+  std::atomic<bool> cancel{false};
+
+  // The step at hand.
+  std::vector<int32_t> tokens, positions, wanted;
+  std::vector<uint8_t> prompt;
+  std::vector<SpanView> spans;
+  std::vector<int> span_sequence;
+};
+
+// Fails before anything has changed.
+void Engine::Impl::CollectSpans(const Batch& batch) {
+  CHECK(!batch.empty() && batch.size() <= kMaxBatchRows);
+  tokens.clear();
+  positions.clear();
+  wanted.clear();
+  prompt.clear();
+  spans.clear();
+  span_sequence.clear();
+  for (const BatchRow& row : batch) {
+    const int index = static_cast<int>(tokens.size());
+    CHECK(row.sequence >= 0 && row.sequence < static_cast<int>(in_use.size()) && in_use[row.sequence]);
+    CHECK(row.token >= 0 && row.token < config.n_vocab);
+    if (span_sequence.empty() || span_sequence.back() != row.sequence) {
+      CHECK(std::find(span_sequence.begin(), span_sequence.end(), row.sequence) == span_sequence.end());
+      spans.push_back({index, 0, row.position, {}});
+      span_sequence.push_back(row.sequence);
+    }
+    SpanView& span = spans.back();
+    CHECK(row.position == kv.length(row.sequence) + span.n_rows);
+    if (row.position >= n_ctx)
+      throw Error("the context is full: {} tokens do not fit into {}; start anew or choose a larger one with -c",
+                  row.position + 1, n_ctx);
+    ++span.n_rows;
+    tokens.push_back(row.token);
+    positions.push_back(row.position);
+    prompt.push_back(row.kind == RowKind::kPrompt);
+    if (row.logits) wanted.push_back(index);
+  }
+}
+
+Engine::Engine(const GgufFile& file, const Model& model, const EngineOptions& options)
+    : impl_(std::make_unique<Impl>(file, model, options)) {}
+
+Engine::~Engine() = default;
+
+const ModelConfig& Engine::config() const { return impl_->config; }
+int Engine::n_ctx() const { return impl_->n_ctx; }
+int Engine::n_threads() const { return impl_->team.size(); }
+
+int Engine::NewSequence() {
+  for (size_t i = 0; i < impl_->in_use.size(); ++i)
+    if (!impl_->in_use[i]) {
+      impl_->in_use[i] = true;
+      return static_cast<int>(i);
+    }
+  throw Error("all {} sequences are in use", impl_->in_use.size());
+}
+
+void Engine::FreeSequence(int sequence) {
+  CHECK(impl_->in_use[sequence]);
+  impl_->kv.Truncate(sequence, 0);
+  impl_->in_use[sequence] = false;
+}
+
+int Engine::Length(int sequence) const { return impl_->kv.length(sequence); }
+int Engine::Truncate(int sequence, int n) { return impl_->kv.Truncate(sequence, n); }
+
+void Engine::Step(const Batch& batch) {
+  Impl& impl = *impl_;
+  impl.CollectSpans(batch);
+  for (size_t i = 0; i < impl.spans.size(); ++i) {
+    SpanView& span = impl.spans[i];
+    impl.kv.Reserve(impl.span_sequence[i], span.n_rows);
+    for (int kind = 0; kind < kLayerKinds; ++kind) span.pages[kind] = impl.kv.Pages(impl.span_sequence[i], kind);
+  }
+  const bool finished =
+      impl.executor.Run({impl.tokens, impl.positions, impl.prompt, impl.spans, impl.wanted}, impl.cancel);
+  for (size_t i = 0; i < impl.spans.size(); ++i) {
+    const int sequence = impl.span_sequence[i];
+    if (finished)
+      impl.kv.Commit(sequence, impl.spans[i].n_rows);
+    else
+      impl.kv.Truncate(sequence, impl.kv.length(sequence));
+  }
+  if (!finished) {
+    impl.cancel = false;
+    throw Cancelled{};
+  }
+}
+
+std::span<const float> Engine::Logits(int i) const {
+  CHECK(i >= 0 && i < static_cast<int>(impl_->wanted.size()));
+  return impl_->executor.Logits(i);
+}
+
+void Engine::Cancel() { impl_->cancel = true; }
+int64_t Engine::weight_bytes() const { return impl_->executor.weight_bytes(); }
+int64_t Engine::kv_bytes_in_use() const { return impl_->kv.bytes_in_use(); }
+std::vector<std::pair<std::string, std::string>> Engine::Kernels() const { return impl_->executor.Kernels(); }
+
+int64_t KvBytes(const ModelConfig& config, int n_ctx) { return KvCache::BytesFor(config, n_ctx, kMaxBatchRows); }
+int64_t PackedWeightBytes(const Model& model) { return CpuExecutor::WeightBytes(model); }
+
+}  // namespace thermocline

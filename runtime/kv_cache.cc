@@ -1,0 +1,99 @@
+#include "runtime/kv_cache.h"
+
+#include <algorithm>
+#include <random>
+
+#include "cpu/vector_ops.h"
+#include "models/check.h"
+
+namespace thermocline {
+namespace {
+
+int PagesOf(int n_tokens) { return (n_tokens + kPageTokens - 1) / kPageTokens; }
+
+}  // namespace
+
+int64_t KvCache::PagesFor(const ModelConfig& config, int kind, int n_ctx, int max_rows) {
+  const int64_t all = PagesOf(n_ctx);
+  if (kind == 0) return all;
+  // A step needs the window of its first row and its own rows, which may begin and end within pages.
+  return std::min<int64_t>(all, PagesOf(config.window) + PagesOf(max_rows) + 1);
+}
+
+int64_t KvCache::BytesFor(const ModelConfig& config, int n_ctx, int max_rows) {
+  const KvLayout layout(config);
+  int64_t bytes = 0;
+  for (int kind = 0; kind < kLayerKinds; ++kind)
+    bytes += layout.page_bytes[kind] * PagesFor(config, kind, n_ctx, max_rows);
+  return bytes;
+}
+
+KvCache::KvCache(const ModelConfig& config, int n_ctx, int max_sequences, int max_rows, uint64_t seed)
+    : layout_(config), window_(config.window), sequences_(max_sequences) {
+  std::mt19937_64 rng(seed);
+  for (int kind = 0; kind < kLayerKinds; ++kind) {
+    Pool& pool = pools_[kind];
+    if (layout_.page_bytes[kind] == 0) continue;
+    pool.n_pages = PagesFor(config, kind, n_ctx, max_rows) * max_sequences;
+    pool.memory = Buffer(pool.n_pages * layout_.page_bytes[kind], "the context");
+    for (int64_t i = pool.n_pages - 1; i >= 0; --i)
+      pool.free.push_back(pool.memory.data() + i * layout_.page_bytes[kind]);
+    if (seed)
+      for (size_t i = pool.free.size(); i > 1; --i) std::swap(pool.free[i - 1], pool.free[rng() % i]);
+    for (Sequence& sequence : sequences_) sequence.pages[kind].assign(PagesOf(n_ctx), nullptr);
+  }
+}
+
+void KvCache::Reserve(int id, int n) {
+  Sequence& sequence = sequences_[id];
+  for (int kind = 0; kind < kLayerKinds; ++kind) {
+    if (layout_.page_bytes[kind] == 0) continue;
+    std::vector<uint8_t*>& pages = sequence.pages[kind];
+    const int end = PagesOf(sequence.length + n);
+    CHECK(end <= static_cast<int>(pages.size()));
+    for (int i = sequence.length / kPageTokens; i < end; ++i) {
+      if (pages[i]) continue;
+      CHECK(!pools_[kind].free.empty());
+      pages[i] = pools_[kind].free.back();
+      pools_[kind].free.pop_back();
+    }
+  }
+}
+
+void KvCache::Commit(int id, int n) {
+  Sequence& sequence = sequences_[id];
+  sequence.length += n;
+  if (window_ == 0) return;
+  // The next row, at position `length`, sees tokens from length - window + 1 on.
+  const int end = std::max(0, sequence.length - window_ + 1) / kPageTokens;
+  Free(sequence, 1, sequence.first_page[1], end);
+  sequence.first_page[1] = std::max(sequence.first_page[1], end);
+}
+
+int KvCache::Truncate(int id, int n) {
+  Sequence& sequence = sequences_[id];
+  CHECK(n >= 0 && n <= sequence.length);
+  if (window_ != 0 && std::max(0, n - window_ + 1) / kPageTokens < sequence.first_page[1]) n = 0;
+  for (int kind = 0; kind < kLayerKinds; ++kind)
+    Free(sequence, kind, PagesOf(n), static_cast<int>(sequence.pages[kind].size()));
+  if (n == 0) sequence.first_page[1] = 0;
+  return sequence.length = n;
+}
+
+void KvCache::Free(Sequence& sequence, int kind, int begin, int end) {
+  std::vector<uint8_t*>& pages = sequence.pages[kind];
+  for (int i = begin; i < std::min(end, static_cast<int>(pages.size())); ++i) {
+    if (!pages[i]) continue;
+    pools_[kind].free.push_back(pages[i]);
+    pages[i] = nullptr;
+  }
+}
+
+int64_t KvCache::bytes_in_use() const {
+  int64_t bytes = 0;
+  for (int kind = 0; kind < kLayerKinds; ++kind)
+    bytes += (pools_[kind].n_pages - static_cast<int64_t>(pools_[kind].free.size())) * layout_.page_bytes[kind];
+  return bytes;
+}
+
+}  // namespace thermocline
