@@ -1,0 +1,204 @@
+#include "runtime/cli.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <numeric>
+
+#include "models/quoted.h"
+#include "runtime/catalog.h"
+#include "runtime/text_io.h"
+
+namespace thermocline {
+namespace {
+
+template <typename... Args>
+[[noreturn]] void Fail(fmt::format_string<Args...> format, Args&&... args) {
+  throw UsageError(fmt::format(format, std::forward<Args>(args)...));
+}
+
+// "-t,--threads" -> "--threads"
+std::string LongName(const std::string& names) {
+  const auto comma = names.rfind(',');
+  return comma == std::string::npos ? names : names.substr(comma + 1);
+}
+
+int64_t ParseInt(const std::string& flag, std::string_view text, int64_t min, int64_t max) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (text.empty() || end != text.data() + text.size() || (error != std::errc{} && error != std::errc::result_out_of_range)) {
+    Fail("{}: {} is not a whole number", flag, Quoted(text));
+  }
+  if (error != std::errc{} || value < min || value > max) {
+    Fail("{}: {} is out of range; it goes from {} to {}", flag, text, min, max);
+  }
+  return value;
+}
+
+double ParseDouble(const std::string& flag, std::string_view text, double min, double max) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (text.empty() || end != text.data() + text.size() || error != std::errc{} || std::isnan(value)) {
+    Fail("{}: {} is not a number", flag, Quoted(text));
+  }
+  if (value < min || value > max) Fail("{}: {} is out of range; it goes from {} to {}", flag, text, min, max);
+  return value;
+}
+
+// Edits (insert, delete, replace, swap neighbours) that make one word the other.
+size_t Distance(std::string_view a, std::string_view b) {
+  std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
+  for (size_t i = 0; i <= a.size(); i++) d[i][0] = i;
+  std::iota(d[0].begin(), d[0].end(), size_t{0});
+  for (size_t i = 1; i <= a.size(); i++) {
+    for (size_t j = 1; j <= b.size(); j++) {
+      d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+    }
+  }
+  return d[a.size()][b.size()];
+}
+
+}  // namespace
+
+std::string Nearest(std::string_view word, std::span<const std::string> candidates) {
+  constexpr size_t kLongestWord = 40;
+  std::string nearest;
+  if (word.size() > kLongestWord) return nearest;
+  size_t best = std::max<size_t>(2, word.size() / 3) + 1;
+  for (const std::string& candidate : candidates) {
+    size_t distance = Distance(word, candidate);
+    if (word.size() > 2 && candidate.starts_with(word)) distance = std::min<size_t>(distance, 1);
+    if (distance < best) {
+      best = distance;
+      nearest = candidate;
+    }
+  }
+  return nearest;
+}
+
+CommandLine::CommandLine(const Command& command)
+    : CLI::App(command.summary, std::string("thermocline ") + command.name) {
+  set_help_flag("-h,--help", "Print this help");
+  option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  get_formatter()->column_width(34);
+}
+
+CLI::Option* CommandLine::AddInt(const std::string& names, int64_t* value, int64_t min, int64_t max,
+                                 const std::string& text) {
+  const std::string flag = LongName(names);
+  return add_option_function<std::string>(
+             names, [=](const std::string& given) { *value = ParseInt(flag, given, min, max); }, text)
+      ->type_name("N");
+}
+
+CLI::Option* CommandLine::AddInt(const std::string& names, int* value, int min, int max, const std::string& text) {
+  const std::string flag = LongName(names);
+  return add_option_function<std::string>(
+             names, [=](const std::string& given) { *value = static_cast<int>(ParseInt(flag, given, min, max)); }, text)
+      ->type_name("N");
+}
+
+CLI::Option* CommandLine::AddDouble(const std::string& names, double* value, double min, double max,
+                                    const std::string& text) {
+  const std::string flag = LongName(names);
+  return add_option_function<std::string>(
+             names, [=](const std::string& given) { *value = ParseDouble(flag, given, min, max); }, text)
+      ->type_name("X");
+}
+
+CLI::Option* CommandLine::AddIntList(const std::string& names, std::vector<int>* values, int min, int max,
+                                     const std::string& text) {
+  const std::string flag = LongName(names);
+  const auto parse = [=](const std::string& given) {
+    values->clear();
+    for (size_t begin = 0; begin <= given.size();) {
+      const size_t end = std::min(given.find(',', begin), given.size());
+      values->push_back(static_cast<int>(ParseInt(flag, std::string_view(given).substr(begin, end - begin), min, max)));
+      begin = end + 1;
+    }
+  };
+  return add_option_function<std::string>(names, parse, text)->type_name("N,...");
+}
+
+CLI::Option* CommandLine::AddText(const std::string& names, std::string* value, const std::string& text) {
+  return add_option_function<std::string>(names, [=](const std::string& given) { *value = given; }, text)
+      ->type_name("TEXT");
+}
+
+CLI::Option* CommandLine::AddText(const std::string& names, std::optional<std::string>* value, const std::string& text) {
+  return add_option_function<std::string>(names, [=](const std::string& given) { *value = given; }, text)
+      ->type_name("TEXT");
+}
+
+CLI::Option* CommandLine::AddTextList(const std::string& names, std::vector<std::string>* values,
+                                      const std::string& text) {
+  return add_option(names, *values, text)
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->expected(1)
+      ->allow_extra_args(false)
+      ->type_name("TEXT");
+}
+
+void CommandLine::AddModel() {
+  add_option("MODEL", model_, "A GGUF file, or the name of a model in the cache; without one, the default model")
+      ->type_name("");
+  add_option("-m,--model", model_flag_, "The same as MODEL")->type_name("MODEL");
+}
+
+std::filesystem::path CommandLine::ModelPath() const {
+  if (!model_.empty() && !model_flag_.empty()) Fail("MODEL is given twice: {} and -m {}", Quoted(model_), Quoted(model_flag_));
+  return ResolveModel(model_.empty() ? model_flag_ : model_);
+}
+
+// Finds unknown flags before CLI::App does, to say which one was likely meant, and writes llama.cpp's -sys as a long
+// flag, which is all that CLI::App knows.
+void CommandLine::CheckFlags(std::vector<std::string>& args) const {
+  std::vector<std::string> flags;
+  for (const CLI::Option* option : get_options()) {
+    for (const std::string& name : option->get_snames()) flags.push_back("-" + name);
+    for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
+  }
+  const auto known = [&](const std::string& flag) { return std::find(flags.begin(), flags.end(), flag) != flags.end(); };
+  for (size_t i = 0; i < args.size(); i++) {
+    if (args[i].size() < 2 || args[i][0] != '-') continue;
+    if (args[i] == "--") return;
+    if (args[i] == "-sys" && known("--sys")) args[i] = "--sys";
+    std::string flag = args[i].substr(0, args[i].find('='));
+    bool inline_value = flag.size() < args[i].size();
+    if (flag[1] != '-' && flag.size() > 2) {
+      if (known("-" + flag)) Fail("unknown flag {}; did you mean -{}?", Quoted(flag), flag);
+      flag.resize(2);   // -n5
+      inline_value = true;
+    }
+    if (!known(flag)) {
+      const std::string nearest = Nearest(flag, flags);
+      Fail("unknown flag {}{}", Quoted(args[i]), nearest.empty() ? "" : fmt::format("; did you mean {}?", nearest));
+    }
+    const CLI::Option* option = get_option(flag);
+    if (option->get_expected_min() > 0 && !inline_value) {
+      if (i + 1 == args.size()) Fail("{} needs a value", flag);
+      i++;
+    }
+  }
+}
+
+bool CommandLine::Parse(std::vector<std::string> args) {
+  CheckFlags(args);
+  std::reverse(args.begin(), args.end());   // as CLI::App wants them
+  try {
+    parse(std::move(args));
+  } catch (const CLI::CallForHelp&) {
+    WriteOut(help());
+    return false;
+  } catch (const CLI::ExtrasError&) {
+    Fail("too many arguments: {}", Quoted(remaining().empty() ? "" : remaining().front()));
+  } catch (const CLI::ParseError& error) {
+    throw UsageError(error.what());
+  }
+  return true;
+}
+
+}  // namespace thermocline

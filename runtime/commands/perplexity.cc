@@ -1,0 +1,50 @@
+#include <nlohmann/json.hpp>
+
+#include "cpu/team.h"
+#include "models/gguf.h"
+#include "models/limits.h"
+#include "models/tokenizer.h"
+#include "runtime/commands/commands.h"
+#include "runtime/load.h"
+#include "runtime/perplexity.h"
+#include "runtime/text_io.h"
+
+namespace thermocline {
+
+int RunPerplexity(const Command& command, std::vector<std::string> args) {
+  CommandLine line(command);
+  std::string path;
+  int n_ctx = 512, n_threads = 0, chunks = -1;
+  bool json = false;
+  line.AddModel();
+  line.AddText("--text,-f,--file", &path, "The text to score")->type_name("FILE");
+  line.AddInt("-c,--ctx-size,--ctx", &n_ctx, 4, kMaxContext, "Tokens per chunk; the second half is scored (512)");
+  line.AddInt("--chunks", &chunks, -1, kMaxContext, "Chunks at most (-1: all)");
+  line.AddInt("-t,--threads", &n_threads, 1, kMaxThreads, "Threads (one per physical core)");
+  line.add_flag("--json", json, "Print the result as JSON, with the running value after each chunk");
+  if (!line.Parse(std::move(args))) return kGood;
+  if (path.empty()) throw UsageError("--text is missing");
+  if (chunks == 0) throw UsageError("--chunks: 0 is out of range; it goes from 1, or is -1 for all");
+
+  const GgufFile file = GgufFile::Open(line.ModelPath());
+  const auto tokenizer = Tokenizer::FromGguf(file);
+  const std::string text = ValidText(path == "-" ? ReadInput() : ReadText(path), path);
+  const auto tokens = tokenizer->Encode(text, {.add_bos_eos = true, .parse_special = false});
+  const auto engine = LoadEngine(file, n_ctx, n_threads);
+  Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);
+
+  const auto result = MeasurePerplexity(
+      *engine, *tokenizer, tokens, n_ctx, chunks, [](const PerplexityResult& now, int64_t n_chunks) {
+        Note("[{}/{}] {:.4f}", now.running.size(), n_chunks, now.running.back());
+      });
+  if (json) {
+    const nlohmann::ordered_json out = {
+        {"perplexity", result.running.back()}, {"chunks", result.running}, {"tokens", result.tokens}};
+    WriteOut(out.dump() + "\n");
+  } else {
+    WriteOut(fmt::format("{:.4f}\n", result.running.back()));
+  }
+  return kGood;
+}
+
+}  // namespace thermocline
