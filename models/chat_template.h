@@ -1,4 +1,4 @@
-// Chat templates: enough Jinja for the templates of the known families; see chat_template.cc for the grammar.
+// Chat templates: a conversation -> the prompt a model was trained on. The language is in jinja.h.
 //
 // The output remembers which characters the template wrote and which came from messages, so that text of a message
 // never becomes a control token.
@@ -14,6 +14,9 @@
 namespace thermocline {
 
 class GgufFile;
+namespace jinja {
+class Template;
+}
 
 struct Message {
   std::string role;      // "system", "user", "assistant"
@@ -33,7 +36,14 @@ class ChatTemplate {
   ~ChatTemplate();
 
   // Throws Error when the template raises (raise_exception) or exceeds its limits of steps, depth or output bytes.
-  std::vector<TextPiece> Render(const std::vector<Message>& messages, bool add_generation_prompt) const;
+  // Invalid UTF-8 in messages becomes U+FFFD; `replaced`, if given, counts it. Neighbouring pieces differ in `special`.
+  std::vector<TextPiece> Render(const std::vector<Message>& messages, bool add_generation_prompt,
+                                size_t* replaced = nullptr) const;
+
+ private:
+  ChatTemplate();
+  std::unique_ptr<const jinja::Template> template_;
+  std::string bos_, eos_;
 };
 
 }  // namespace thermocline

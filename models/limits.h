@@ -31,10 +31,8 @@ inline constexpr double kMaxRopeBase = 1e12;
 inline constexpr double kMaxRopeFactor = 1e6;
 
 // Tokenizers.
-inline constexpr size_t kMaxTokenBytes =
-    1024;  // the longest real ones are runs of 128 spaces, 256 bytes as GPT-2 writes them
-inline constexpr size_t kMaxTextBytes = size_t{1}
-                                        << 28;  // of one Encode, which takes up to 30 bytes of memory per byte
+inline constexpr size_t kMaxTokenBytes = 1024;            // real ones reach 256: runs of 128 spaces in GPT-2's way
+inline constexpr size_t kMaxTextBytes = size_t{1} << 28;  // of one Encode, which takes up to 30 bytes per byte
 
 // The command line and what it reads.
 inline constexpr size_t kMaxMessagesBytes = size_t{1} << 26;  // JSON of `template`
@@ -44,6 +42,15 @@ inline constexpr int kMaxContext = 1 << 24;   // -c; what memory holds is the en
 inline constexpr int kMaxRepetitions = 1000;  // bench -r
 inline constexpr size_t kMaxBenchTests = 1000;
 inline constexpr int kMaxHistoryEntries = 1000;
+
+// Chat templates. The longest known ones have 30 KB, nest 20 deep, and take some hundred steps per message.
+inline constexpr size_t kMaxTemplateBytes = 1 << 20;
+inline constexpr int kMaxTemplateDepth = 128;           // of the source; parsing and evaluation recurse over it
+inline constexpr int kMaxTemplateCalls = 16;            // of macros within macros
+inline constexpr int kMaxTemplateValueDepth = 32;       // of lists and dictionaries
+inline constexpr uint64_t kMaxTemplateSteps = 1 << 26;  // a node evaluated, an item or 64 bytes copied: some seconds
+inline constexpr size_t kMaxTemplateItems = 1 << 20;    // of one list
+inline constexpr size_t kMaxTemplateOutputBytes = size_t{1} << 28;  // of any text on the way
 
 // Files mapped at the same time by one process.
 inline constexpr size_t kMaxMappedFiles = 256;
