@@ -2,10 +2,12 @@
 
 #include <fmt/format.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <numeric>
+#include <tuple>
 
 #include "models/quoted.h"
 #include "runtime/catalog.h"
@@ -79,85 +81,96 @@ std::string Nearest(std::string_view word, std::span<const std::string> candidat
   return nearest;
 }
 
-CommandLine::CommandLine(const Command& command)
-    : CLI::App(command.summary, std::string("thermocline ") + command.name) {
-  set_help_flag("-h,--help", "Print this help");
-  option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-  get_formatter()->column_width(34);
+struct CommandLine::Impl {
+  CLI::App app;
+  std::string model, model_flag;
+};
+
+CommandLine::CommandLine(const Command& command) : impl_(std::make_unique<Impl>()) {
+  impl_->app.description(command.summary);
+  impl_->app.name(std::string("thermocline ") + command.name);
+  impl_->app.set_help_flag("-h,--help", "Print this help");
+  impl_->app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+  impl_->app.get_formatter()->column_width(36);
 }
 
-CLI::Option* CommandLine::AddInt(const std::string& names, int64_t* value, int64_t min, int64_t max,
-                                 const std::string& text) {
-  const std::string flag = LongName(names);
-  return add_option_function<std::string>(
-             names, [=](const std::string& given) { *value = ParseInt(flag, given, min, max); }, text)
-      ->type_name("N");
+CommandLine::~CommandLine() = default;
+
+void CommandLine::AddFlag(const std::string& names, bool* value, const std::string& help) {
+  impl_->app.add_flag(names, *value, help);
 }
 
-CLI::Option* CommandLine::AddInt(const std::string& names, int* value, int min, int max, const std::string& text) {
-  const std::string flag = LongName(names);
-  return add_option_function<std::string>(
-             names, [=](const std::string& given) { *value = static_cast<int>(ParseInt(flag, given, min, max)); }, text)
-      ->type_name("N");
+void CommandLine::AddInt(const std::string& names, int64_t* value, int64_t min, int64_t max, const std::string& help) {
+  const auto parse = [=, flag = LongName(names)](const std::string& given) { *value = ParseInt(flag, given, min, max); };
+  impl_->app.add_option_function<std::string>(names, parse, help)->type_name("N");
 }
 
-CLI::Option* CommandLine::AddDouble(const std::string& names, double* value, double min, double max,
-                                    const std::string& text) {
-  const std::string flag = LongName(names);
-  return add_option_function<std::string>(
-             names, [=](const std::string& given) { *value = ParseDouble(flag, given, min, max); }, text)
-      ->type_name("X");
+void CommandLine::AddInt(const std::string& names, int* value, int min, int max, const std::string& help) {
+  const auto parse = [=, flag = LongName(names)](const std::string& given) {
+    *value = static_cast<int>(ParseInt(flag, given, min, max));
+  };
+  impl_->app.add_option_function<std::string>(names, parse, help)->type_name("N");
 }
 
-CLI::Option* CommandLine::AddIntList(const std::string& names, std::vector<int>* values, int min, int max,
-                                     const std::string& text) {
-  const std::string flag = LongName(names);
-  const auto parse = [=](const std::string& given) {
+void CommandLine::AddDouble(const std::string& names, double* value, double min, double max, const std::string& help) {
+  const auto parse = [=, flag = LongName(names)](const std::string& given) {
+    *value = ParseDouble(flag, given, min, max);
+  };
+  impl_->app.add_option_function<std::string>(names, parse, help)->type_name("X");
+}
+
+void CommandLine::AddIntList(const std::string& names, std::vector<int>* values, int min, int max,
+                             const std::string& help) {
+  const auto parse = [=, flag = LongName(names)](const std::string& given) {
     values->clear();
     for (size_t begin = 0; begin <= given.size();) {
       const size_t end = std::min(given.find(',', begin), given.size());
-      values->push_back(static_cast<int>(ParseInt(flag, std::string_view(given).substr(begin, end - begin), min, max)));
+      const auto item = std::string_view(given).substr(begin, end - begin);
+      values->push_back(static_cast<int>(ParseInt(flag, item, min, max)));
       begin = end + 1;
     }
   };
-  return add_option_function<std::string>(names, parse, text)->type_name("N,...");
+  impl_->app.add_option_function<std::string>(names, parse, help)->type_name("N,...");
 }
 
-CLI::Option* CommandLine::AddText(const std::string& names, std::string* value, const std::string& text) {
-  return add_option_function<std::string>(names, [=](const std::string& given) { *value = given; }, text)
-      ->type_name("TEXT");
+void CommandLine::AddText(const std::string& names, const char* kind, std::optional<std::string>* value,
+                          const std::string& help) {
+  const auto store = [=](const std::string& given) { *value = given; };
+  impl_->app.add_option_function<std::string>(names, store, help)->type_name(kind);
 }
 
-CLI::Option* CommandLine::AddText(const std::string& names, std::optional<std::string>* value, const std::string& text) {
-  return add_option_function<std::string>(names, [=](const std::string& given) { *value = given; }, text)
-      ->type_name("TEXT");
-}
-
-CLI::Option* CommandLine::AddTextList(const std::string& names, std::vector<std::string>* values,
-                                      const std::string& text) {
-  return add_option(names, *values, text)
+void CommandLine::AddTextList(const std::string& names, const char* kind, std::vector<std::string>* values,
+                              const std::string& help) {
+  impl_->app.add_option(names, *values, help)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->expected(1)
       ->allow_extra_args(false)
-      ->type_name("TEXT");
+      ->type_name(kind);
+}
+
+void CommandLine::AddPositional(const std::string& name, std::string* value, const std::string& help) {
+  impl_->app.add_option(name, *value, help)->type_name("");
 }
 
 void CommandLine::AddModel() {
-  add_option("MODEL", model_, "A GGUF file, or the name of a model in the cache; without one, the default model")
-      ->type_name("");
-  add_option("-m,--model", model_flag_, "The same as MODEL")->type_name("MODEL");
+  AddPositional("MODEL", &impl_->model,
+                "A GGUF file, or the name of a model in the cache; without one, the default model");
+  impl_->app.add_option("-m,--model", impl_->model_flag, "The same as MODEL")->type_name("MODEL");
 }
+
+void CommandLine::SetFooter(const std::string& text) { impl_->app.footer(text); }
 
 std::filesystem::path CommandLine::ModelPath() const {
-  if (!model_.empty() && !model_flag_.empty()) Fail("MODEL is given twice: {} and -m {}", Quoted(model_), Quoted(model_flag_));
-  return ResolveModel(model_.empty() ? model_flag_ : model_);
+  const auto& [model, flag] = std::tie(impl_->model, impl_->model_flag);
+  if (!model.empty() && !flag.empty()) Fail("MODEL is given twice: {} and -m {}", Quoted(model), Quoted(flag));
+  return ResolveModel(model.empty() ? flag : model);
 }
 
-// Finds unknown flags before CLI::App does, to say which one was likely meant, and writes llama.cpp's -sys as a long
-// flag, which is all that CLI::App knows.
+// Finds unknown flags before CLI11 does, to say which one was likely meant, and writes llama.cpp's -sys as a long
+// flag, which is all that CLI11 knows.
 void CommandLine::CheckFlags(std::vector<std::string>& args) const {
   std::vector<std::string> flags;
-  for (const CLI::Option* option : get_options()) {
+  for (const CLI::Option* option : impl_->app.get_options()) {
     for (const std::string& name : option->get_snames()) flags.push_back("-" + name);
     for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
   }
@@ -177,7 +190,7 @@ void CommandLine::CheckFlags(std::vector<std::string>& args) const {
       const std::string nearest = Nearest(flag, flags);
       Fail("unknown flag {}{}", Quoted(args[i]), nearest.empty() ? "" : fmt::format("; did you mean {}?", nearest));
     }
-    const CLI::Option* option = get_option(flag);
+    const CLI::Option* option = impl_->app.get_option(flag);
     if (option->get_expected_min() > 0 && !inline_value) {
       if (i + 1 == args.size()) Fail("{} needs a value", flag);
       i++;
@@ -187,14 +200,14 @@ void CommandLine::CheckFlags(std::vector<std::string>& args) const {
 
 bool CommandLine::Parse(std::vector<std::string> args) {
   CheckFlags(args);
-  std::reverse(args.begin(), args.end());   // as CLI::App wants them
+  std::reverse(args.begin(), args.end());   // as CLI11 wants them
   try {
-    parse(std::move(args));
+    impl_->app.parse(std::move(args));
   } catch (const CLI::CallForHelp&) {
-    WriteOut(help());
+    WriteOut(impl_->app.help());
     return false;
   } catch (const CLI::ExtrasError&) {
-    Fail("too many arguments: {}", Quoted(remaining().empty() ? "" : remaining().front()));
+    Fail("too many arguments: {}", Quoted(impl_->app.remaining().empty() ? "" : impl_->app.remaining().front()));
   } catch (const CLI::ParseError& error) {
     throw UsageError(error.what());
   }

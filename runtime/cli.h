@@ -1,9 +1,9 @@
-// The command line: one CLI::App per command, and texts that say what is wrong with it.
+// The command line: flags of one command, and texts that say what is wrong with it.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -18,39 +18,50 @@ struct UsageError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-enum ExitCode : int { kGood = 0, kFailed = 1, kWrongUsage = 2, kStopped = 130 };   // kStopped: Ctrl-C, as shells say it
+// kStopped: by Ctrl-C, as shells say it.
+enum ExitCode : int { kGood = 0, kFailed = 1, kWrongUsage = 2, kStopped = 130 };
 
 struct Command {
   const char* name;
   const char* summary;
-  int (*run)(const Command& command, std::vector<std::string> args);   // returns the exit code; throws Error, UsageError
+  int (*run)(const Command& command, std::vector<std::string> args);  // returns the exit code; throws Error, UsageError
 };
 
-// An app for `command`, with its summary and --help.
-class CommandLine : public CLI::App {
+// The flags of one command; each adder names its flags "-t,--threads" and binds them to a variable, whose value from
+// before is the default. Of a flag given twice the last counts.
+class CommandLine {
  public:
   explicit CommandLine(const Command& command);
+  ~CommandLine();
+  CommandLine(const CommandLine&) = delete;
 
+  void AddFlag(const std::string& names, bool* value, const std::string& help);
   // Numbers within [min, max]; anything else is a UsageError that names the flag, the value and the bounds.
-  CLI::Option* AddInt(const std::string& names, int64_t* value, int64_t min, int64_t max, const std::string& text);
-  CLI::Option* AddInt(const std::string& names, int* value, int min, int max, const std::string& text);
-  CLI::Option* AddDouble(const std::string& names, double* value, double min, double max, const std::string& text);
+  void AddInt(const std::string& names, int64_t* value, int64_t min, int64_t max, const std::string& help);
+  void AddInt(const std::string& names, int* value, int min, int max, const std::string& help);
+  void AddDouble(const std::string& names, double* value, double min, double max, const std::string& help);
   // Numbers separated by commas.
-  CLI::Option* AddIntList(const std::string& names, std::vector<int>* values, int min, int max, const std::string& text);
-  CLI::Option* AddText(const std::string& names, std::string* value, const std::string& text);
-  CLI::Option* AddText(const std::string& names, std::optional<std::string>* value, const std::string& text);
-  CLI::Option* AddTextList(const std::string& names, std::vector<std::string>* values, const std::string& text);
-  // MODEL, or -m.
+  void AddIntList(const std::string& names, std::vector<int>* values, int min, int max, const std::string& help);
+  // `kind` is what help shows for the value: TEXT, FILE.
+  void AddText(const std::string& names, const char* kind, std::optional<std::string>* value, const std::string& help);
+  // A text for each time the flag is given.
+  void AddTextList(const std::string& names, const char* kind, std::vector<std::string>* values, const std::string& help);
+  // MODEL, and -m for the same.
   void AddModel();
+  // MODEL alone.
+  void AddPositional(const std::string& name, std::string* value, const std::string& help);
+  // What --help says at the end.
+  void SetFooter(const std::string& text);
 
-  // False when --help was asked for, and printed. Throws UsageError.
+  // False when --help was asked for, and has been printed. Throws UsageError.
   bool Parse(std::vector<std::string> args);
-  std::filesystem::path ModelPath() const;   // of AddModel's MODEL; throws Error where there is none
+  std::filesystem::path ModelPath() const;  // of AddModel's MODEL; throws Error where there is none
 
  private:
   void CheckFlags(std::vector<std::string>& args) const;
 
-  std::string model_, model_flag_;
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
 };
 
 // The candidate that a misspelt `word` most likely meant; "" when none is near.

@@ -182,15 +182,16 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   CommandLine line(command);
   std::vector<int> prompts = {512}, generations = {128}, depths = {0}, threads = {0};
   int repetitions = 5;
-  std::string format = "md";
+  std::optional<std::string> output;
   line.AddModel();
   line.AddIntList("-p,--n-prompt", &prompts, 0, kMaxContext, "Prefill of so many tokens; 0: none (512)");
   line.AddIntList("-n,--n-gen", &generations, 0, kMaxContext, "Decode of so many tokens; 0: none (128)");
   line.AddIntList("-d,--n-depth", &depths, 0, kMaxContext, "Tokens that the context holds before (0)");
   line.AddIntList("-t,--threads", &threads, 1, kMaxThreads, "Threads (one per physical core)");
   line.AddInt("-r,--repetitions", &repetitions, 1, kMaxRepetitions, "Measurements per test (5)");
-  line.AddText("-o,--output", &format, "md or json (md)")->type_name("FORMAT");
+  line.AddText("-o,--output", "FORMAT", &output, "md or json (md)");
   if (!line.Parse(std::move(args))) return kGood;
+  const std::string format = output.value_or("md");
   if (format != "md" && format != "json") throw UsageError(fmt::format("--output: {} is neither md nor json", format));
 
   std::vector<Test> tests;

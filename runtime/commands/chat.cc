@@ -23,8 +23,7 @@ namespace thermocline {
 namespace {
 
 struct ChatOptions {
-  std::optional<std::string> prompt, path;
-  std::string system, which_template;
+  std::optional<std::string> prompt, path, system, which_template;
   int n_ctx = 0, n_threads = 0;
   SamplerParams sampler;
   int64_t seed = -1;
@@ -34,13 +33,14 @@ struct ChatOptions {
 
 void AddFlags(CommandLine& line, ChatOptions& options) {
   line.AddModel();
-  line.AddText("-p,--prompt", &options.prompt, "Answer this once and leave; standard input, if it is no terminal, follows it");
-  line.AddText("-f,--file", &options.path, "Answer the text of a file; it follows -p")->type_name("FILE");
-  line.AddText("--sys,--system-prompt", &options.system, "What the model is told before the conversation; also -sys");
-  line.AddText("--template,--chat-template", &options.which_template,
-               "chatml, gemma, or a file, instead of the model's own template")
-      ->type_name("NAME");
-  line.add_flag("--raw", options.raw, "No template: go on with the text as it is");
+  line.AddText("-p,--prompt", "TEXT", &options.prompt,
+               "Answer this once and leave; standard input, if it is no terminal, follows it");
+  line.AddText("-f,--file", "FILE", &options.path, "Answer the text of a file; it follows -p");
+  line.AddText("--sys,--system-prompt", "TEXT", &options.system,
+               "What the model is told before the conversation; also -sys");
+  line.AddText("--template,--chat-template", "NAME", &options.which_template,
+               "chatml, gemma, or a file, instead of the model's own template");
+  line.AddFlag("--raw", &options.raw, "No template: go on with the text as it is");
   line.AddInt("-c,--ctx-size", &options.n_ctx, 0, kMaxContext,
               "Tokens of context (0: what memory holds, at most 8192)");
   line.AddInt("-n,--predict,--n-predict", &options.generate.n_predict, -1, kMaxContext,
@@ -53,15 +53,15 @@ void AddFlags(CommandLine& line, ChatOptions& options) {
   line.AddDouble("--min-p", &options.sampler.min_p, 0, 1, "... among those at least so likely as the likeliest times X (0.05)");
   line.AddDouble("--repeat-penalty", &options.sampler.repeat_penalty, 0.01, 100,
                  "Make the last 64 tokens less likely; 1: off (1)");
-  line.AddTextList("--stop", &options.generate.stops, "End the answer before this text; may be given again");
+  line.AddTextList("--stop", "TEXT", &options.generate.stops, "End the answer before this text; may be given again");
 }
 
 void CheckOptions(const ChatOptions& options) {
   for (const std::string& stop : options.generate.stops) {
     if (stop.empty()) throw UsageError("--stop: an empty text would end every answer");
   }
-  if (options.raw && !options.system.empty()) throw UsageError("--raw and --system-prompt exclude each other");
-  if (options.raw && !options.which_template.empty()) throw UsageError("--raw and --template exclude each other");
+  if (options.raw && options.system) throw UsageError("--raw and --system-prompt exclude each other");
+  if (options.raw && options.which_template) throw UsageError("--raw and --template exclude each other");
 }
 
 std::string WithoutLastNewline(std::string text) {
@@ -140,13 +140,13 @@ void ShowText(std::string_view text) {
 class Chat {
  public:
   Chat(const GgufFile& file, ChatOptions options) : options_(std::move(options)), tokenizer_(Tokenizer::FromGguf(file)) {
-    if (!options_.raw) template_ = ChatTemplate::Load(file, *tokenizer_, options_.which_template);
+    if (!options_.raw) template_ = ChatTemplate::Load(file, *tokenizer_, options_.which_template.value_or(""));
     name_ = file.GetString("general.name", file.GetString("general.architecture", "model"));
     engine_ = LoadEngine(file, options_.n_ctx, options_.n_threads);
     decoder_.emplace(*engine_);
     options_.sampler.seed = options_.seed >= 0 ? static_cast<uint32_t>(options_.seed) : std::random_device{}();
     session_.emplace(*decoder_, *tokenizer_, options_.sampler);
-    if (template_) conversation_.emplace(*session_, *tokenizer_, *template_, ValidText(options_.system, "the system prompt"));
+    if (template_) conversation_.emplace(*session_, *tokenizer_, *template_, ValidText(options_.system.value_or(""), "the system prompt"));
   }
 
   int Once(const std::string& prompt) {

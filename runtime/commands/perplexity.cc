@@ -13,22 +13,22 @@ namespace thermocline {
 
 int RunPerplexity(const Command& command, std::vector<std::string> args) {
   CommandLine line(command);
-  std::string path;
+  std::optional<std::string> path;
   int n_ctx = 512, n_threads = 0, chunks = -1;
   bool json = false;
   line.AddModel();
-  line.AddText("--text,-f,--file", &path, "The text to score")->type_name("FILE");
+  line.AddText("-f,--file,--text", "FILE", &path, "The text to score; - is standard input");
   line.AddInt("-c,--ctx-size,--ctx", &n_ctx, 4, kMaxContext, "Tokens per chunk; the second half is scored (512)");
   line.AddInt("--chunks", &chunks, -1, kMaxContext, "Chunks at most (-1: all)");
   line.AddInt("-t,--threads", &n_threads, 1, kMaxThreads, "Threads (one per physical core)");
-  line.add_flag("--json", json, "Print the result as JSON, with the running value after each chunk");
+  line.AddFlag("--json", &json, "Print the result as JSON, with the running value after each chunk");
   if (!line.Parse(std::move(args))) return kGood;
-  if (path.empty()) throw UsageError("--text is missing");
+  if (!path) throw UsageError("--text is missing");
   if (chunks == 0) throw UsageError("--chunks: 0 is out of range; it goes from 1, or is -1 for all");
 
   const GgufFile file = GgufFile::Open(line.ModelPath());
   const auto tokenizer = Tokenizer::FromGguf(file);
-  const std::string text = ValidText(path == "-" ? ReadInput() : ReadText(path), path);
+  const std::string text = ValidText(*path == "-" ? ReadInput() : ReadText(*path), *path);
   const auto tokens = tokenizer->Encode(text, {.add_bos_eos = true, .parse_special = false});
   const auto engine = LoadEngine(file, n_ctx, n_threads);
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);

@@ -16,8 +16,8 @@ int RunPull(const Command& command, std::vector<std::string> args) {
     names.emplace_back(entry.name);
     known += fmt::format("  {:<14} {} ({}{})\n", entry.name, HumanBytes(static_cast<double>(entry.bytes)), entry.license, state);
   }
-  line.add_option("MODEL", name, "Its name; without one, the default model")->type_name("");
-  line.footer(known);
+  line.AddPositional("MODEL", &name, "Its name; without one, the default model");
+  line.SetFooter(known);
   if (!line.Parse(std::move(args))) return kGood;
 
   const CatalogEntry* entry = FindCatalog(name);

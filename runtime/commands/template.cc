@@ -62,22 +62,23 @@ std::vector<Message> ReadMessages(const std::string& path) {
 
 int RunTemplate(const Command& command, std::vector<std::string> args) {
   CommandLine line(command);
-  std::string path, which;
+  std::optional<std::string> path, which;
   bool no_generation_prompt = false;
   line.AddModel();
-  line.AddText("--messages", &path, "Messages as JSON: [{\"role\": \"user\", \"content\": \"...\"}, ...]; - is standard input")
-      ->type_name("FILE");
-  line.AddText("--template,--chat-template", &which, "chatml, gemma, or a file, instead of the model's own template")
-      ->type_name("NAME");
-  line.add_flag("--no-generation-prompt", no_generation_prompt, "End after the last message, not with the answer's beginning");
+  line.AddText("--messages", "FILE", &path,
+               "Messages as JSON: [{\"role\": \"user\", \"content\": \"...\"}, ...]; - is standard input");
+  line.AddText("--template,--chat-template", "NAME", &which,
+               "chatml, gemma, or a file, instead of the model's own template");
+  line.AddFlag("--no-generation-prompt", &no_generation_prompt,
+               "End after the last message, not with the answer's beginning");
   if (!line.Parse(std::move(args))) return kGood;
-  if (path.empty()) throw UsageError("--messages is missing");
+  if (!path) throw UsageError("--messages is missing");
 
   const GgufFile file = GgufFile::Open(line.ModelPath());
   const auto tokenizer = Tokenizer::FromGguf(file);
-  const auto chat_template = ChatTemplate::Load(file, *tokenizer, which);
+  const auto chat_template = ChatTemplate::Load(file, *tokenizer, which.value_or(""));
   std::string text;
-  for (const TextPiece& piece : chat_template.Render(ReadMessages(path), !no_generation_prompt)) text += piece.text;
+  for (const TextPiece& piece : chat_template.Render(ReadMessages(*path), !no_generation_prompt)) text += piece.text;
   WriteOut(text);
   return kGood;
 }

@@ -46,10 +46,10 @@ int RunTokenize(const Command& command, std::vector<std::string> args) {
   std::optional<std::string> prompt, path;
   bool no_special = false, decode = false;
   line.AddModel();
-  line.AddText("-p,--prompt", &prompt, "The text; without -p and -f, all of standard input");
-  line.AddText("-f,--file", &path, "A file with the text")->type_name("FILE");
-  line.add_flag("--no-special", no_special, "Add (or take away) no BOS or EOS; special tokens written in the text still count");
-  line.add_flag("--decode", decode, "The other way round: from ids to bytes, without the BOS or EOS that was added");
+  line.AddText("-p,--prompt", "TEXT", &prompt, "The text; without -p and -f, all of standard input");
+  line.AddText("-f,--file", "FILE", &path, "A file with the text");
+  line.AddFlag("--no-special", &no_special, "Add (or take away) no BOS or EOS; special tokens written in the text still count");
+  line.AddFlag("--decode", &decode, "The other way round: from ids to bytes, without the BOS or EOS that was added");
   if (!line.Parse(std::move(args))) return kGood;
   if (prompt && path) throw UsageError("-p and -f exclude each other");
 
