@@ -76,6 +76,26 @@ TEST_CASE("mapped file: what is no readable file is refused") {
         path + "/pipe: is a pipe or device, not a file. Name the model file itself.");
 }
 
+TEST_CASE("mapped file: without address space there is no map") {
+  const TempFolder folder;
+  const auto path = folder.File("large", {1});
+  const uint64_t bytes = uint64_t{1} << 36;  // sparse
+  std::filesystem::resize_file(path, bytes);
+  rlimit before = {};
+  REQUIRE(getrlimit(RLIMIT_AS, &before) == 0);
+  std::ifstream statm("/proc/self/statm");
+  uint64_t pages_in_use = 0;
+  statm >> pages_in_use;
+  REQUIRE(pages_in_use > 0);
+  const rlimit tight = {pages_in_use * kPage + bytes / 2, before.rlim_max};
+  REQUIRE(setrlimit(RLIMIT_AS, &tight) == 0);
+  const std::string error = ErrorOf(path);
+  REQUIRE(setrlimit(RLIMIT_AS, &before) == 0);
+  CHECK(error == path.string() +
+                     ": cannot map its 68719476736 bytes: Cannot allocate memory. Free memory, or raise the limit on "
+                     "address space (ulimit -v).");
+}
+
 TEST_CASE("mapped file: maps are counted, moved and given back") {
   const TempFolder folder;
   const auto path = folder.File("file", {1, 2, 3});

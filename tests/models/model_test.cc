@@ -245,7 +245,7 @@ TEST_CASE("model: the cached models") {
     CHECK(model.config.rope_base == 100000);
     CHECK(model.weights.size() == 272);
   } else {
-    MESSAGE("not in the cache: " << smollm2.string());
+    MESSAGE("SKIPPED: not in the cache: " << smollm2.string());
   }
   const auto gemma3 = Cached("gemma-3-270m-q4_k_m.gguf");
   if (std::filesystem::exists(gemma3)) {
@@ -257,7 +257,7 @@ TEST_CASE("model: the cached models") {
     CHECK(model.config.local_rope_base == 1e4f);
     CHECK(model.weights.size() == 236);
   } else {
-    MESSAGE("not in the cache: " << gemma3.string());
+    MESSAGE("SKIPPED: not in the cache: " << gemma3.string());
   }
 }
 
