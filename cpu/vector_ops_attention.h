@@ -4,16 +4,15 @@
 //   V::kTileQueries   queries of a tile, so that kTileQueries * kTileVectors sums stay in registers
 //
 // One page at a time, all queries: scores (tokens across the lanes), softmax weights, weighted values (dims across the
-// lanes). A tile converts each register of F16 once and uses it for all of its queries. What happens to one query is the
-// same sequence of operations in a tile of any height: scores sum over d ascending, values over tokens ascending.
+// lanes). A tile converts each register of F16 once and uses it for all of its queries; from the third tile on, 64 dims
+// at a time are converted beforehand for all tiles. What happens to one query is the same sequence of operations in a
+// tile of any height and from either source: scores sum over d ascending, values over tokens ascending.
 #pragma once
 
-#include "cpu/vector_ops_generic.h"
+#include "cpu/vector_ops_tiles.h"
 
 namespace thermocline {
 namespace {
-
-enum class Prefetch : bool { kNo, kYes };
 
 // What one page does to each query.
 struct PageState {
@@ -22,94 +21,18 @@ struct PageState {
   int begin[kMaxQueries], end[kMaxQueries];              // visible slots; begin == end: none
 };
 
-// scores[i][t] = q[i] . key[t] for kQueries queries and all slots. `ahead` is what will be read after these keys.
-template <typename V, int kQueries, Prefetch kPrefetch>
-void ScoreTile(const float* q, int head_dim, const uint16_t* keys, const uint16_t* ahead,
-               float (*scores)[kPageTokens]) {
-  constexpr int L = V::kLanes, T = V::kTileVectors;
-  for (int first = 0; first < kPageTokens; first += T * L) {
-    typename V::F sums[kQueries][T];
-    for (int i = 0; i < kQueries; ++i)
-      for (int j = 0; j < T; ++j) sums[i][j] = V::Set(0.f);
-    const uint16_t* row = keys + first;
-    for (int d = 0; d < head_dim; ++d, row += kPageTokens) {
-      if constexpr (kPrefetch == Prefetch::kYes) {
-        for (int line = 0; line < T * L; line += 32, ahead += T * L < 32 ? T * L : 32) _mm_prefetch(ahead, _MM_HINT_T0);
-      }
-      typename V::F key[T];
-      for (int j = 0; j < T; ++j) key[j] = V::LoadHalf(row + j * L);
-      for (int i = 0; i < kQueries; ++i) {
-        const auto factor = V::Set(q[int64_t{i} * head_dim + d]);
-        for (int j = 0; j < T; ++j) sums[i][j] = V::Fma(factor, key[j], sums[i][j]);
-      }
-    }
-    for (int i = 0; i < kQueries; ++i)
-      for (int j = 0; j < T; ++j) V::Store(scores[i] + first + j * L, sums[i][j]);
-  }
-}
-
-// acc[i][d] = acc[i][d] * rescale[i] + sum over slots [begin, end) of weights[i][t] * value[t][d], for kVectors registers
-// of dims; the last of them holds n_last dims.
-template <typename V, int kQueries, int kVectors, Prefetch kPrefetch, bool kWhole>
-void ValueTile(const float (*weights)[kPageTokens], const float* rescale, int begin, int end, const uint16_t* values,
-               int head_dim, int n_last, const uint16_t* ahead, float* acc) {
-  constexpr int L = V::kLanes;
-  typename V::F sums[kQueries][kVectors];
-  for (int i = 0; i < kQueries; ++i) {
-    const auto factor = V::Set(rescale[i]);
-    for (int j = 0; j < kVectors; ++j) {
-      const float* from = acc + int64_t{i} * head_dim + j * L;
-      sums[i][j] = V::Mul(kWhole ? V::Load(from) : V::Load(from, n_last), factor);
-    }
-  }
-  const uint16_t* row = values + int64_t{begin} * head_dim;
-  for (int t = begin; t < end; ++t, row += head_dim) {
-    if constexpr (kPrefetch == Prefetch::kYes) {
-      for (int line = 0; line < kVectors * L; line += 32, ahead += kVectors * L < 32 ? kVectors * L : 32)
-        _mm_prefetch(ahead, _MM_HINT_T0);
-    }
-    typename V::F value[kVectors];
-    for (int j = 0; j < kVectors; ++j) value[j] = kWhole ? V::LoadHalf(row + j * L) : V::LoadHalf(row + j * L, n_last);
-    for (int i = 0; i < kQueries; ++i) {
-      const auto factor = V::Set(weights[i][t]);
-      for (int j = 0; j < kVectors; ++j) sums[i][j] = V::Fma(factor, value[j], sums[i][j]);
-    }
-  }
-  for (int i = 0; i < kQueries; ++i)
-    for (int j = 0; j < kVectors; ++j) {
-      float* to = acc + int64_t{i} * head_dim + j * L;
-      if constexpr (kWhole) {
-        V::Store(to, sums[i][j]);
-      } else {
-        V::Store(to, sums[i][j], n_last);
-      }
-    }
-}
-
-template <typename V, int kQueries, Prefetch kPrefetch>
-void Values(const float (*weights)[kPageTokens], const float* rescale, int begin, int end, const uint16_t* values,
-            int head_dim, const uint16_t* ahead, float* acc) {
-  constexpr int L = V::kLanes, T = V::kTileVectors;
-  int d = 0;
-  for (; d + T * L <= head_dim; d += T * L, ahead += kPrefetch == Prefetch::kYes ? kPageTokens * T * L : 0)
-    ValueTile<V, kQueries, T, kPrefetch, true>(weights, rescale, begin, end, values + d, head_dim, L, ahead, acc + d);
-  for (; d + L <= head_dim; d += L)
-    ValueTile<V, kQueries, 1, Prefetch::kNo, true>(weights, rescale, begin, end, values + d, head_dim, L, nullptr,
-                                                   acc + d);
-  if (d < head_dim)
-    ValueTile<V, kQueries, 1, Prefetch::kNo, false>(weights, rescale, begin, end, values + d, head_dim, head_dim - d,
-                                                    nullptr, acc + d);
-}
+constexpr int kStagedDims = 64;
+struct Staged {
+  alignas(64) float values[kStagedDims * kPageTokens];   // K as (dims, 64) or V as (64, dims)
+};
 
 // Scores of one query to weights; updates its running maximum and sum.
 template <typename V>
 void Softmax(PageState& page, int i, float* max, float* sum) {
   constexpr int L = V::kLanes;
   const int begin = page.begin[i], end = page.end[i];
-  if (begin == end) {
-    page.rescale[i] = 1;
-    return;
-  }
+  page.rescale[i] = 1;
+  if (begin == end) return;
   const uint64_t visible = (~uint64_t{0} >> (kPageTokens - (end - begin))) << begin;
   const auto hidden_score = V::Set(-kInfinity);
   auto largest = hidden_score;
@@ -123,52 +46,50 @@ void Softmax(PageState& page, int i, float* max, float* sum) {
     V::Store(page.weights[i] + t, seen);
     total = V::Add(total, seen);
   }
-  page.rescale[i] = *max == -kInfinity ? 0.f : ExpOf<V>(*max - new_max);
+  // Most pages leave the maximum as it was; e^0 is exactly 1.
+  if (new_max != *max) page.rescale[i] = *max == -kInfinity ? 0.f : ExpOf<V>(*max - new_max);
   *sum = *sum * page.rescale[i] + V::ReduceAdd(total);
   *max = new_max;
 }
 
-// Weighted values of kQueries queries. Where they see different slots, the common ones go through the tile and the rest
-// query by query, in order: a hidden slot may hold anything, and 0 * NaN is not 0.
-template <typename V, int kQueries, Prefetch kPrefetch>
-void ValuesOfVisible(PageState& page, int first, const uint16_t* values, int head_dim, const uint16_t* ahead,
-                     float* acc) {
+// Weighted values of queries [first, first + kQueries). Where they see different slots, the common ones go through the
+// tile and the rest query by query, in order: a hidden slot may hold anything, and 0 * NaN is not 0.
+template <typename V, int kQueries, typename Values>
+void ValuesOfVisible(const PageState& page, int first, ValueSpan<Values> span, const uint8_t* ahead) {
   int begin = 0, end = kPageTokens;
-  for (int i = first; i < first + kQueries; ++i) {
-    begin = static_cast<int>(Most(begin, page.begin[i]));
-    end = static_cast<int>(Least(end, page.end[i]));
+  float rescale[kQueries];
+  for (int i = 0; i < kQueries; ++i) {
+    begin = static_cast<int>(Most(begin, page.begin[first + i]));
+    end = static_cast<int>(Least(end, page.end[first + i]));
+    rescale[i] = page.rescale[first + i];
   }
+  span.acc += first * span.acc_stride;
   const auto alone = [&](int i, int from, int to) {
     if (from >= to) return;
-    Values<V, 1, Prefetch::kNo>(page.weights + i, page.rescale + i, from, to, values, head_dim, nullptr,
-                                acc + int64_t{i} * head_dim);
-    page.rescale[i] = 1;
+    ValueSpan<Values> mine = span;
+    mine.acc += i * span.acc_stride;
+    ValueTiles<V, Values, 1>(mine, page.weights + first + i, rescale + i, from, to, nullptr);
+    rescale[i] = 1;
   };
   if (begin >= end) {
-    for (int i = first; i < first + kQueries; ++i) alone(i, page.begin[i], page.end[i]);
+    for (int i = 0; i < kQueries; ++i) alone(i, page.begin[first + i], page.end[first + i]);
     return;
   }
-  for (int i = first; i < first + kQueries; ++i) alone(i, page.begin[i], begin);
-  Values<V, kQueries, kPrefetch>(page.weights + first, page.rescale + first, begin, end, values, head_dim, ahead,
-                                 acc + int64_t{first} * head_dim);
-  for (int i = first; i < first + kQueries; ++i) {
-    page.rescale[i] = 1;
-    alone(i, end, page.end[i]);
+  for (int i = 0; i < kQueries; ++i) alone(i, page.begin[first + i], begin);
+  ValueTiles<V, Values, kQueries>(span, page.weights + first, rescale, begin, end, ahead);
+  for (int i = 0; i < kQueries; ++i) {
+    rescale[i] = 1;
+    alone(i, end, page.end[first + i]);
   }
 }
 
-// Calls tile.template operator()<height, prefetch>(first) for the queries in tiles as even as possible; the first one
-// prefetches.
-template <typename V, int kHeight, typename Tile>
+// Calls tile.operator()<height>(first) for the queries, in tiles as even as possible.
+template <int kHeight, typename Tile>
 void OfHeight(int height, int first, const Tile& tile) {
   if (height == kHeight) {
-    if (first == 0) {
-      tile.template operator()<kHeight, Prefetch::kYes>(first);
-    } else {
-      tile.template operator()<kHeight, Prefetch::kNo>(first);
-    }
+    tile.template operator()<kHeight>(first);
   } else if constexpr (kHeight > 1) {
-    OfHeight<V, kHeight - 1>(height, first, tile);
+    OfHeight<kHeight - 1>(height, first, tile);
   }
 }
 template <typename V, typename Tile>
@@ -176,18 +97,70 @@ void ForTiles(int n_queries, const Tile& tile) {
   for (int first = 0; first < n_queries;) {
     const int rest = n_queries - first, n_tiles = (rest + V::kTileQueries - 1) / V::kTileQueries;
     const int height = (rest + n_tiles - 1) / n_tiles;
-    OfHeight<V, V::kTileQueries>(height, first, tile);
+    OfHeight<V::kTileQueries>(height, first, tile);
     first += height;
+  }
+}
+
+// (rows, n) F16, stride elements apart, to floats, kStride apart.
+template <typename V, int kStride>
+void Stage(const uint16_t* from, int64_t stride, int rows, int n, float* to) {
+  constexpr int L = V::kLanes;
+  for (int row = 0; row < rows; ++row, from += stride, to += kStride) {
+    int i = 0;
+    for (; i + L <= n; i += L) V::Store(to + i, V::LoadHalf(from + i));
+    if (i < n) V::Store(to + i, V::LoadHalf(from + i, n - i));   // whole: the stage has room for it
+  }
+}
+
+template <typename V>
+void Scores(const AttentionSplit& args, const uint16_t* keys, const uint8_t* ahead, Staged* staged, PageState& page) {
+  const int64_t head_dim = args.head_dim;
+  if (staged == nullptr) {
+    ForTiles<V>(args.n_queries, [&]<int kQueries>(int first) {
+      ScoreTile<V, F16Values, kQueries>(args.q + first * head_dim, head_dim, args.head_dim, false, keys,
+                                        first == 0 ? ahead : nullptr, page.weights + first);
+    });
+    return;
+  }
+  for (int d = 0; d < args.head_dim; d += kStagedDims) {
+    const int n = static_cast<int>(Least(kStagedDims, args.head_dim - d));
+    Stage<V, kPageTokens>(keys + d * kPageTokens, kPageTokens, n, kPageTokens, staged->values);
+    ForTiles<V>(args.n_queries, [&]<int kQueries>(int first) {
+      ScoreTile<V, F32Values, kQueries>(args.q + first * head_dim + d, head_dim, n, d > 0, staged->values, nullptr,
+                                        page.weights + first);
+    });
+  }
+}
+
+template <typename V>
+void WeightedValues(const AttentionSplit& args, const uint16_t* values, const uint8_t* ahead, Staged* staged,
+                    const PageState& page) {
+  const int64_t head_dim = args.head_dim;
+  if (staged == nullptr) {
+    const ValueSpan<F16Values> span{values, head_dim, args.head_dim, args.acc, head_dim};
+    ForTiles<V>(args.n_queries, [&]<int kQueries>(int first) {
+      ValuesOfVisible<V, kQueries>(page, first, span, first == 0 ? ahead : nullptr);
+    });
+    return;
+  }
+  for (int d = 0; d < args.head_dim; d += kStagedDims) {
+    const int n = static_cast<int>(Least(kStagedDims, args.head_dim - d));
+    Stage<V, kStagedDims>(values + d, head_dim, kPageTokens, n, staged->values);
+    const ValueSpan<F32Values> span{staged->values, kStagedDims, n, args.acc + d, head_dim};
+    ForTiles<V>(args.n_queries,
+                [&]<int kQueries>(int first) { ValuesOfVisible<V, kQueries>(page, first, span, nullptr); });
   }
 }
 
 template <typename V>
 void Attention(const AttentionSplit& args) {
-  const int n_queries = args.n_queries, head_dim = args.head_dim;
+  const int n_queries = args.n_queries;
   for (int i = 0; i < n_queries; ++i) args.max[i] = -kInfinity, args.sum[i] = 0;
-  for (int64_t i = 0; i < int64_t{n_queries} * head_dim; ++i) args.acc[i] = 0;
-  const int64_t half = int64_t{head_dim} * kPageTokens;   // elements of K, and of V
+  for (int64_t i = 0; i < int64_t{n_queries} * args.head_dim; ++i) args.acc[i] = 0;
   PageState page;
+  Staged stage;
+  Staged* staged = n_queries > 2 * V::kTileQueries ? &stage : nullptr;
   for (int p = 0; p < args.n_pages; ++p) {
     const int64_t token = args.first_token + int64_t{p} * kPageTokens;
     bool any = false;
@@ -200,16 +173,11 @@ void Attention(const AttentionSplit& args) {
     }
     if (!any) continue;
     const uint16_t* keys = args.pages[p];
-    const uint16_t* values = keys + half;
-    const uint16_t* next = p + 1 < args.n_pages ? args.pages[p + 1] : values;
-    ForTiles<V>(n_queries, [&]<int kQueries, Prefetch kPrefetch>(int first) {
-      ScoreTile<V, kQueries, kPrefetch>(args.q + int64_t{first} * head_dim, head_dim, keys, values,
-                                        page.weights + first);
-    });
+    const uint16_t* values = keys + int64_t{args.head_dim} * kPageTokens;
+    const uint16_t* next = p + 1 < args.n_pages ? args.pages[p + 1] : nullptr;
+    Scores<V>(args, keys, reinterpret_cast<const uint8_t*>(values), staged, page);
     for (int i = 0; i < n_queries; ++i) Softmax<V>(page, i, args.max + i, args.sum + i);
-    ForTiles<V>(n_queries, [&]<int kQueries, Prefetch kPrefetch>(int first) {
-      ValuesOfVisible<V, kQueries, kPrefetch>(page, first, values, head_dim, next, args.acc);
-    });
+    WeightedValues<V>(args, values, reinterpret_cast<const uint8_t*>(next), staged, page);
   }
 }
 

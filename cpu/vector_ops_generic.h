@@ -194,66 +194,62 @@ void StoreKv(const float* key, const float* value, int head_dim, int slot, uint1
   }
 }
 
-struct F32Row {
+// How values stand in memory, and become registers of floats.
+struct F32Values {
   using Element = float;
-  template <typename V>
-  static typename V::F Load(const uint8_t* p) { return V::Load(reinterpret_cast<const float*>(p)); }
-  template <typename V>
-  static typename V::F Load(const uint8_t* p, int n) { return V::Load(reinterpret_cast<const float*>(p), n); }
+  template <typename V, typename... N>
+  static typename V::F Load(const float* p, N... n) { return V::Load(p, n...); }
 };
-struct F16Row {
+struct F16Values {
   using Element = uint16_t;
-  template <typename V>
-  static typename V::F Load(const uint8_t* p) { return V::LoadHalf(reinterpret_cast<const uint16_t*>(p)); }
-  template <typename V>
-  static typename V::F Load(const uint8_t* p, int n) { return V::LoadHalf(reinterpret_cast<const uint16_t*>(p), n); }
+  template <typename V, typename... N>
+  static typename V::F Load(const uint16_t* p, N... n) { return V::LoadHalf(p, n...); }
 };
-struct Bf16Row {
+struct Bf16Values {
   using Element = uint16_t;
-  template <typename V>
-  static typename V::F Load(const uint8_t* p) { return V::LoadBf16(reinterpret_cast<const uint16_t*>(p)); }
-  template <typename V>
-  static typename V::F Load(const uint8_t* p, int n) { return V::LoadBf16(reinterpret_cast<const uint16_t*>(p), n); }
+  template <typename V, typename... N>
+  static typename V::F Load(const uint16_t* p, N... n) { return V::LoadBf16(p, n...); }
 };
 
 // kRows rows share each load of x. Each sums even and odd registers of k apart, whatever kRows is.
-template <typename V, typename Row, int kRows>
+template <typename V, typename Values, int kRows>
 void GemvRows(const uint8_t* w, int64_t stride_bytes, int64_t k, const float* x, float* y) {
-  constexpr int L = V::kLanes, kBytes = sizeof(typename Row::Element);
+  constexpr int L = V::kLanes;
+  using Row = const typename Values::Element*;
   typename V::F sums[kRows][2];
   for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = V::Set(0.f);
   int64_t i = 0;
   for (; i + 2 * L <= k; i += 2 * L) {
     const auto x0 = V::Load(x + i), x1 = V::Load(x + i + L);
     for (int r = 0; r < kRows; ++r) {
-      const uint8_t* p = w + r * stride_bytes + i * kBytes;
-      sums[r][0] = V::Fma(Row::template Load<V>(p), x0, sums[r][0]);
-      sums[r][1] = V::Fma(Row::template Load<V>(p + L * kBytes), x1, sums[r][1]);
+      const Row row = reinterpret_cast<Row>(w + r * stride_bytes);
+      sums[r][0] = V::Fma(Values::template Load<V>(row + i), x0, sums[r][0]);
+      sums[r][1] = V::Fma(Values::template Load<V>(row + i + L), x1, sums[r][1]);
     }
   }
   for (; i < k; i += L) {
     const int n = static_cast<int>(Least(L, k - i));
     const auto x0 = n == L ? V::Load(x + i) : V::Load(x + i, n);
     for (int r = 0; r < kRows; ++r) {
-      const uint8_t* p = w + r * stride_bytes + i * kBytes;
-      sums[r][0] = V::Fma(n == L ? Row::template Load<V>(p) : Row::template Load<V>(p, n), x0, sums[r][0]);
+      const Row row = reinterpret_cast<Row>(w + r * stride_bytes) + i;
+      sums[r][0] = V::Fma(n == L ? Values::template Load<V>(row) : Values::template Load<V>(row, n), x0, sums[r][0]);
     }
   }
   for (int r = 0; r < kRows; ++r) y[r] = V::ReduceAdd(V::Add(sums[r][0], sums[r][1]));
 }
 
-template <typename V, typename Row>
+template <typename V, typename Values>
 void Gemv(const uint8_t* w, int64_t stride_bytes, int64_t n, int64_t k, const float* x, float* y) {
   int64_t row = 0;
-  for (; row + 4 <= n; row += 4) GemvRows<V, Row, 4>(w + row * stride_bytes, stride_bytes, k, x, y + row);
-  for (; row < n; ++row) GemvRows<V, Row, 1>(w + row * stride_bytes, stride_bytes, k, x, y + row);
+  for (; row + 4 <= n; row += 4) GemvRows<V, Values, 4>(w + row * stride_bytes, stride_bytes, k, x, y + row);
+  for (; row < n; ++row) GemvRows<V, Values, 1>(w + row * stride_bytes, stride_bytes, k, x, y + row);
 }
 
 template <typename V>
 void FloatGemv(DType type, const uint8_t* w, int64_t stride_bytes, int64_t n, int64_t k, const float* x, float* y) {
-  if (type == DType::kF32) return Gemv<V, F32Row>(w, stride_bytes, n, k, x, y);
-  if (type == DType::kF16) return Gemv<V, F16Row>(w, stride_bytes, n, k, x, y);
-  return Gemv<V, Bf16Row>(w, stride_bytes, n, k, x, y);
+  if (type == DType::kF32) return Gemv<V, F32Values>(w, stride_bytes, n, k, x, y);
+  if (type == DType::kF16) return Gemv<V, F16Values>(w, stride_bytes, n, k, x, y);
+  return Gemv<V, Bf16Values>(w, stride_bytes, n, k, x, y);
 }
 
 }  // namespace

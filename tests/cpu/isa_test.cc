@@ -47,10 +47,13 @@ TEST_CASE("ISAs that can run are what /proc/cpuinfo lists") {
   std::ifstream file("/proc/cpuinfo");
   std::string flags;
   for (std::string line; std::getline(file, line) && flags.empty();)
-    if (line.starts_with("flags")) flags = line + " ";
+    if (line.starts_with("flags")) flags = line.append(" ");
   const auto has = [&](std::initializer_list<const char*> names) {
-    for (const char* name : names)
-      if (!Contains(flags, std::string(" ") + name + " ")) return false;
+    for (const char* name : names) {
+      std::string word = " ";
+      word.append(name).push_back(' ');
+      if (!Contains(flags, word)) return false;
+    }
     return true;
   };
   CHECK(CanRun(Isa::kScalar));
