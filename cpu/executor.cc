@@ -108,7 +108,7 @@ CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Is
       isa(isa),
       ops(VectorOpsFor(isa)),
       layout(config),
-      float_linear(ops, team.size(), max_rows),
+      float_linear(ops, team.size()),
       attention(ops, config, layout, max_rows, team.size()),
       max_rows(max_rows),
       span_of_row(max_rows) {
@@ -137,7 +137,10 @@ void CpuExecutor::Impl::LoadWeights(const GgufFile& file, const Model& model,
       continue;
     }
     PackedMatrix& packed = matrices[id] = PackedMatrix(tensor.type, weight.n, weight.k);
-    if (packed.format()) kernels.try_emplace(tensor.type, isa, *packed.format());
+    if (packed.format())
+      kernels.try_emplace(tensor.type, isa, *packed.format());
+    else
+      float_linear.Prepare(weight.k);
     // In slices, so that progress moves while a large head is packed.
     constexpr int64_t kSlice = 1024;
     for (int64_t begin = 0; begin < packed.n_panels(); begin += kSlice) {

@@ -4,9 +4,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 
-#include "cpu/buffer.h"
 #include "cpu/packed.h"
 #include "cpu/vector_ops.h"
 
@@ -25,14 +25,21 @@ struct FloatLinearArgs {
 
 class FloatLinear {
  public:
-  FloatLinear(const VectorOps& ops, int n_threads, int max_rows);
+  FloatLinear(const VectorOps& ops, int n_threads);
+  ~FloatLinear();
+
+  // At plan time: products with rows of length k will come.
+  void Prepare(int64_t k);
   // Any number of members may run at once, each with its own `member` index.
   void Run(const FloatLinearArgs& args, const std::function<bool(int64_t row)>& is_prompt, int member) const;
-  std::string name() const;
+  std::string name() const;   // of what prompt rows take
 
  private:
+  struct Tiles;               // oneDNN's side
   void Gemv(const FloatLinearArgs& args, int64_t row) const;
+
   const VectorOps& ops_;
+  std::unique_ptr<Tiles> tiles_;   // null: everything through float_gemv
 };
 
 }  // namespace thermocline
