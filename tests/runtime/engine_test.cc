@@ -1,0 +1,143 @@
+#include "runtime/engine.h"
+
+#include <doctest/doctest.h>
+
+#include <cstdlib>
+#include <thread>
+
+#include "cpu/isa.h"
+#include "models/error.h"
+#include "tests/runtime/tiny_model.h"
+
+namespace thermocline {
+namespace {
+
+struct Loaded {
+  GgufFile file;
+  Model model;
+  explicit Loaded(const std::string& name)
+      : file(GgufFile::Open(std::string(THERMOCLINE_TEST_DATA "/tiny/") + name)), model(Model::FromGguf(file)) {}
+};
+
+std::vector<TokenId> SomeTokens(int n) {
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < n; ++i) tokens.push_back((i * 37 + 5) % 60);
+  return tokens;
+}
+
+}  // namespace
+
+TEST_CASE("engine: no hot op silently runs the reference") {
+  for (const test::TinyModel& tiny : test::TinyModels()) {
+    const Loaded loaded(tiny.file);
+    const Engine engine(loaded.file, loaded.model, {.n_ctx = 64, .n_threads = 1});
+    CAPTURE(tiny.file);
+    CHECK(engine.Kernels().size() >= 3);
+    for (const auto& [op, kernel] : engine.Kernels()) {
+      CAPTURE(op);
+      CAPTURE(kernel);
+      CHECK((kernel == "reference" || kernel == "scalar") == (ChooseIsa() == Isa::kScalar));
+    }
+  }
+}
+
+TEST_CASE("engine: what a row gives does not depend on the number of threads") {
+  const Loaded loaded("gemma3_linear.gguf");
+  const std::vector<TokenId> tokens = SomeTokens(200);
+  std::vector<std::vector<float>> first;
+  for (const int n_threads : {1, 2, 3}) {
+    Engine engine(loaded.file, loaded.model, {.n_ctx = 256, .n_threads = n_threads});
+    const auto logits = test::Feed(engine, engine.NewSequence(), tokens, 64);
+    if (first.empty()) first = logits;
+    CHECK(logits == first);
+  }
+}
+
+TEST_CASE("engine: window layers free their pages, others keep them") {
+  const Loaded gemma("gemma3_plain.gguf");
+  // 1100 tokens: 18 pages of the one global layer; the window of 24 needs two pages of the six others.
+  Engine engine(gemma.file, gemma.model, {.n_ctx = 2048, .n_threads = 1});
+  const int sequence = engine.NewSequence();
+  test::Feed(engine, sequence, SomeTokens(1100), 100);
+  const ModelConfig& config = engine.config();
+  const int64_t page = int64_t{config.n_head_kv} * config.head_dim * 64 * 2 * 2;
+  int window_layers = 0;
+  for (int i = 0; i < config.n_layer; ++i) window_layers += config.IsWindowLayer(i);
+  const int64_t expected = 18 * page * (config.n_layer - window_layers) + page * window_layers;
+  CHECK(engine.kv_bytes_in_use() >= expected);
+  CHECK(engine.kv_bytes_in_use() <= expected + page * window_layers);
+  engine.FreeSequence(sequence);
+  CHECK(engine.kv_bytes_in_use() == 0);
+}
+
+TEST_CASE("engine: truncated and fed again, a sequence gives the same logits") {
+  for (const char* name : {"llama_q4_1.gguf", "gemma3_plain.gguf"}) {
+    const Loaded loaded(name);
+    const std::vector<TokenId> tokens = SomeTokens(200);
+    Engine engine(loaded.file, loaded.model, {.n_ctx = 256, .n_threads = 2});
+    const int sequence = engine.NewSequence();
+    const auto expected = test::Feed(engine, sequence, tokens, 50);
+    for (const int n : {199, 190, 128, 70, 64, 63, 1, 0}) {
+      CAPTURE(std::string(name));
+      CAPTURE(n);
+      const int kept = engine.Truncate(sequence, n);
+      // All of n, or nothing where the window's pages are gone.
+      CHECK((kept == n || (kept == 0 && engine.config().window > 0)));
+      Batch batch;
+      for (int i = kept; i < 200; ++i) batch.push_back({tokens[i], sequence, i, RowKind::kPrompt, i == 199});
+      engine.Step(batch);
+      const auto logits = engine.Logits(0);
+      CHECK(std::vector<float>(logits.begin(), logits.end()) == expected[199]);
+    }
+  }
+}
+
+TEST_CASE("engine: a full context is an error with both numbers and changes nothing") {
+  const Loaded loaded("llama_q4_0.gguf");
+  Engine engine(loaded.file, loaded.model, {.n_ctx = 70, .n_threads = 1});
+  const int sequence = engine.NewSequence();
+  test::Feed(engine, sequence, SomeTokens(65), 65);
+  Batch batch;
+  for (int i = 65; i < 71; ++i) batch.push_back({1, sequence, i, RowKind::kPrompt, false});
+  CHECK_THROWS_WITH_AS(engine.Step(batch),
+                       "the context is full: 71 tokens do not fit into 70; start anew or choose a larger one with -c",
+                       Error);
+  CHECK(engine.Length(sequence) == 65);
+  batch.pop_back();
+  engine.Step(batch);
+  CHECK(engine.Length(sequence) == 70);
+}
+
+TEST_CASE("engine: a context beyond memory is refused with both numbers") {
+  const Loaded loaded("llama_plain.gguf");
+  CHECK_THROWS_AS(Engine(loaded.file, loaded.model, {.n_ctx = 2'000'000'000, .n_threads = 1}), Error);
+}
+
+TEST_CASE("engine: cancelled before the step, it keeps its length and goes on") {
+  const Loaded loaded("llama_q8_0.gguf");
+  Engine engine(loaded.file, loaded.model, {.n_ctx = 256, .n_threads = 2});
+  const int sequence = engine.NewSequence();
+  const std::vector<TokenId> tokens = SomeTokens(130);
+  const auto expected = test::Feed(engine, sequence, tokens, 130);
+  engine.Truncate(sequence, 60);
+  Batch batch;
+  for (int i = 60; i < 130; ++i) batch.push_back({tokens[i], sequence, i, RowKind::kPrompt, i == 129});
+  engine.Cancel();
+  CHECK_THROWS_AS(engine.Step(batch), Cancelled);
+  CHECK(engine.Length(sequence) == 60);
+  engine.Step(batch);
+  const auto logits = engine.Logits(0);
+  CHECK(std::vector<float>(logits.begin(), logits.end()) == expected[129]);
+}
+
+TEST_CASE("engine: sequences are handed out once and come back") {
+  const Loaded loaded("llama_q4_0.gguf");
+  Engine engine(loaded.file, loaded.model, {.n_ctx = 64, .n_threads = 1, .max_sequences = 2});
+  const int first = engine.NewSequence(), second = engine.NewSequence();
+  CHECK(first != second);
+  CHECK_THROWS_WITH_AS(engine.NewSequence(), "all 2 sequences are in use", Error);
+  engine.FreeSequence(first);
+  CHECK(engine.NewSequence() == first);
+}
+
+}  // namespace thermocline
