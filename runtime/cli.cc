@@ -21,10 +21,12 @@ template <typename... Args>
   throw UsageError(fmt::format(format, std::forward<Args>(args)...));
 }
 
-// "-t,--threads" -> "--threads"
-std::string LongName(const std::string& names) {
-  const auto comma = names.rfind(',');
-  return comma == std::string::npos ? names : names.substr(comma + 1);
+// How messages call a flag: "-t,--threads" is -t/--threads, "--temp,--temperature" is --temp.
+std::string DisplayName(const std::string& names) {
+  const auto first = names.find(',');
+  if (first == std::string::npos) return names;
+  if (names.starts_with("--")) return names.substr(0, first);
+  return names.substr(0, first) + "/" + names.substr(first + 1, names.find(',', first + 1) - first - 1);
 }
 
 int64_t ParseInt(const std::string& flag, std::string_view text, int64_t min, int64_t max) {
@@ -101,19 +103,19 @@ void CommandLine::AddFlag(const std::string& names, bool* value, const std::stri
 }
 
 void CommandLine::AddInt(const std::string& names, int64_t* value, int64_t min, int64_t max, const std::string& help) {
-  const auto parse = [=, flag = LongName(names)](const std::string& given) { *value = ParseInt(flag, given, min, max); };
+  const auto parse = [=, flag = DisplayName(names)](const std::string& given) { *value = ParseInt(flag, given, min, max); };
   impl_->app.add_option_function<std::string>(names, parse, help)->type_name("N");
 }
 
 void CommandLine::AddInt(const std::string& names, int* value, int min, int max, const std::string& help) {
-  const auto parse = [=, flag = LongName(names)](const std::string& given) {
+  const auto parse = [=, flag = DisplayName(names)](const std::string& given) {
     *value = static_cast<int>(ParseInt(flag, given, min, max));
   };
   impl_->app.add_option_function<std::string>(names, parse, help)->type_name("N");
 }
 
 void CommandLine::AddDouble(const std::string& names, double* value, double min, double max, const std::string& help) {
-  const auto parse = [=, flag = LongName(names)](const std::string& given) {
+  const auto parse = [=, flag = DisplayName(names)](const std::string& given) {
     *value = ParseDouble(flag, given, min, max);
   };
   impl_->app.add_option_function<std::string>(names, parse, help)->type_name("X");
@@ -121,7 +123,7 @@ void CommandLine::AddDouble(const std::string& names, double* value, double min,
 
 void CommandLine::AddIntList(const std::string& names, std::vector<int>* values, int min, int max,
                              const std::string& help) {
-  const auto parse = [=, flag = LongName(names)](const std::string& given) {
+  const auto parse = [=, flag = DisplayName(names)](const std::string& given) {
     values->clear();
     for (size_t begin = 0; begin <= given.size();) {
       const size_t end = std::min(given.find(',', begin), given.size());
@@ -179,22 +181,28 @@ void CommandLine::CheckFlags(std::vector<std::string>& args) const {
     if (args[i].size() < 2 || args[i][0] != '-') continue;
     if (args[i] == "--") return;
     if (args[i] == "-sys" && known("--sys")) args[i] = "--sys";
-    std::string flag = args[i].substr(0, args[i].find('='));
-    bool inline_value = flag.size() < args[i].size();
-    if (flag[1] != '-' && flag.size() > 2) {
-      if (known("-" + flag)) Fail("unknown flag {}; did you mean -{}?", Quoted(flag), flag);
-      flag.resize(2);   // -n5
-      inline_value = true;
+    const bool is_long = args[i][1] == '-';
+    size_t end = std::min(args[i].find('='), args[i].size());
+    if (!is_long && end > 2) {
+      if (known("-" + args[i].substr(0, end))) Fail("unknown flag {}; did you mean -{}?", Quoted(args[i]), args[i].substr(0, end));
+      end = 2;   // -n5
     }
+    const std::string flag = args[i].substr(0, end);
     if (!known(flag)) {
       const std::string nearest = Nearest(flag, flags);
       Fail("unknown flag {}{}", Quoted(args[i]), nearest.empty() ? "" : fmt::format("; did you mean {}?", nearest));
     }
     const CLI::Option* option = impl_->app.get_option(flag);
-    if (option->get_expected_min() > 0 && !inline_value) {
-      if (i + 1 == args.size()) Fail("{} needs a value", flag);
-      i++;
+    if (option->get_expected_min() == 0) {
+      if (end < args[i].size()) Fail("{} takes no value", flag);
+      continue;
     }
+    if (end < args[i].size()) {   // CLI11 takes --stop= as if the next argument were its value
+      args.insert(args.begin() + static_cast<std::ptrdiff_t>(i) + 1, args[i].substr(end + (is_long ? 1 : 0)));
+      args[i] = flag;
+    }
+    if (i + 1 == args.size()) Fail("{} needs a value", flag);
+    i++;
   }
 }
 

@@ -49,7 +49,7 @@ int Dispatch(const std::vector<std::string>& args) {
     names.push_back(command.name);
   }
   const std::string nearest = Nearest(word, names);
-  throw UsageError(fmt::format("unknown command {}{}", Quoted(word),
+  throw UsageError(fmt::format("unknown {} {}{}", word.starts_with('-') ? "flag" : "command", Quoted(word),
                                nearest.empty() ? "" : fmt::format("; did you mean `{}`?", nearest)));
 }
 
@@ -61,7 +61,9 @@ int Main(int argc, char** argv) {
     return Dispatch(args);
   } catch (const UsageError& error) {
     Note("error: {}", error.what());
-    Note("`thermocline {}--help` shows what there is", args.empty() || args[0][0] == '-' ? "" : args[0] + " ");
+    bool known = false;
+    for (const Command& command : kCommands) known |= args[0] == command.name;
+    Note("`thermocline {}--help` shows what there is", known ? args[0] + " " : "");
     return kWrongUsage;
   } catch (const Error& error) {
     Note("error: {}", TerminalSafe(error.what()));
