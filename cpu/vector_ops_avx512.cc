@@ -1,6 +1,8 @@
 // GCC 12 takes its own headers' undefined registers for mistakes (gcc.gnu.org/PR105593).
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 
 #include "cpu/vector_ops_attention.h"
 

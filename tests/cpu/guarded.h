@@ -25,7 +25,8 @@ class GuardedBuffer {
  public:
   explicit GuardedBuffer(size_t n, size_t alignment = alignof(T), Flush flush = Flush::kEnd) : n_(n) {
     page_ = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    REQUIRE(alignment % alignof(T) == 0 && page_ % alignment == 0);
+    REQUIRE(alignment % alignof(T) == 0);
+    REQUIRE(page_ % alignment == 0);
     const size_t bytes = n * sizeof(T);
     inner_bytes_ = (bytes + page_ - 1) / page_ * page_ + (bytes == 0 ? page_ : 0);
     void* map = mmap(nullptr, inner_bytes_ + 2 * page_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
