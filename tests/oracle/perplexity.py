@@ -11,10 +11,11 @@ writes tests/data/perplexity/expected.json from tests/data/perplexity/text.txt:
                  "scored": number of predictions,
                  "chunks": [perplexity of everything scored up to and with chunk i]}]}
 
-The protocol (tools/perplexity of llama.cpp): the text is tokenized as a whole, with BOS if the model wants one; every chunk of
-ctx tokens is evaluated alone, its first token replaced by BOS if the model wants one; positions ctx/2 .. ctx-2 predict
-their next token; what is left after the last full chunk is dropped.
-Needs: torch, transformers, tokenizers, gguf, numpy (requirements.txt). The tokenizers here are made from the file's vocabulary.
+The protocol (tools/perplexity of llama.cpp): the text is tokenized as a whole, with BOS if the model wants one; every
+chunk of ctx tokens is evaluated alone, its first token replaced by BOS if the model wants one; positions ctx/2 .. ctx-2
+predict their next token; what is left after the last full chunk is dropped. The tokenizers here are made from the
+file's vocabulary.
+Needs: torch, transformers, tokenizers, gguf, numpy (requirements.txt).
 """
 import argparse
 import hashlib
@@ -38,13 +39,14 @@ def smollm_ids(meta, text):
     tokens = meta.get("tokenizer.ggml.tokens")
     merges = [tuple(m.split(" ")) for m in meta.get("tokenizer.ggml.merges")]
     tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
     return tokenizer.encode(text).ids
 
 
 def sentencepiece_merge(ids, scores, text):
-    """SentencePiece BPE: of all neighbours whose concatenation is a piece, the best score merges first, the leftmost of equals."""
+    """SentencePiece BPE: of all neighbours that make a piece, the best score merges first, the leftmost of equals."""
     pieces = list(text)
     before, after = list(range(-1, len(pieces) - 1)), list(range(1, len(pieces) + 1))
     queue = []
@@ -60,7 +62,7 @@ def sentencepiece_merge(ids, scores, text):
         consider(i)
     while queue:
         _, left, right, joined = heapq.heappop(queue)
-        if pieces[left] is None or pieces[right] is None or after[left] != right or pieces[left] + pieces[right] != joined:
+        if None in (pieces[left], pieces[right]) or after[left] != right or pieces[left] + pieces[right] != joined:
             continue   # a neighbour has merged meanwhile
         pieces[left], pieces[right] = joined, None
         after[left] = after[right]

@@ -12,9 +12,9 @@ A list of
 The chain, as llama.cpp orders its own: repeat penalty over the last 64 tokens (each distinct token once: a positive
 logit is divided, another multiplied); top-k (equal logits: lower ids stay); top-p (the shortest prefix of the sorted
 survivors whose probabilities, normed over them, reach p; at least one); min-p (at least min_p times the largest);
-temperature divides; softmax. Temperature 0 is greedy: the largest logit after the penalty, of equals the lowest id, with
-probability 1. Logits of -inf never survive. No probability comes within 1e-4 of a threshold, and the order after the
-penalty is the same in float32, so that precision decides nothing.
+temperature divides; softmax. Temperature 0 is greedy: the largest logit after the penalty, of equals the lowest id,
+with probability 1. Logits of -inf never survive. No probability comes within 1e-4 of a threshold, and the order after
+the penalty is the same in float32, so that precision decides nothing.
 Needs: numpy.
 """
 import json

@@ -63,7 +63,7 @@ MODELS = {
 CONTEXT, ORIGINAL_CONTEXT, FACTOR, EPS = 512, 64, 4.0, 1e-2
 THETA = {"llama": 10000.0, "gemma3": 100000.0}   # gemma3: of the global layers
 # Gains of the random weights, chosen by --noise: attention sharp enough that a wrong base, window or scale moves the
-# logits by 3e-2 and more, yet 16-bit activations and a F16 cache by less than 5e-4.
+# logits by 2.5e-2 and more, yet 16-bit activations and a F16 cache by less than 5e-4.
 QK_GAIN = {"llama": 1.7, "gemma3": 1.3}          # of q and k each, in front of the softmax
 EMBEDDING_STD = {"llama": 0.6, "gemma3": 1.0}    # of the scaled embeddings
 BRANCH_GAIN = 0.25                               # of what a layer adds to the residual stream
