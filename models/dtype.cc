@@ -179,39 +179,17 @@ void Dequantize(DType type, const uint8_t* src, int64_t n, float* out) {
   CHECK(n >= 0 && n % info.block == 0);
   for (int64_t i = 0; i < n; i += info.block, src += info.block_bytes, out += info.block) {
     switch (type) {
-      case DType::kF32:
-        *out = Load<float>(src);
-        break;
-      case DType::kF16:
-        *out = LoadHalf(src);
-        break;
-      case DType::kBF16:
-        *out = Bf16ToFloat(Load<uint16_t>(src));
-        break;
-      case DType::kQ4_0:
-        DequantizeQ4_0(src, out);
-        break;
-      case DType::kQ4_1:
-        DequantizeQ4_1(src, out);
-        break;
-      case DType::kQ5_0:
-        DequantizeQ5_0(src, out);
-        break;
-      case DType::kQ5_1:
-        DequantizeQ5_1(src, out);
-        break;
-      case DType::kQ8_0:
-        DequantizeQ8_0(src, out);
-        break;
-      case DType::kQ4_K:
-        DequantizeQ4_K(src, out);
-        break;
-      case DType::kQ5_K:
-        DequantizeQ5_K(src, out);
-        break;
-      case DType::kQ6_K:
-        DequantizeQ6_K(src, out);
-        break;
+      case DType::kF32: *out = Load<float>(src); break;
+      case DType::kF16: *out = LoadHalf(src); break;
+      case DType::kBF16: *out = Bf16ToFloat(Load<uint16_t>(src)); break;
+      case DType::kQ4_0: DequantizeQ4_0(src, out); break;
+      case DType::kQ4_1: DequantizeQ4_1(src, out); break;
+      case DType::kQ5_0: DequantizeQ5_0(src, out); break;
+      case DType::kQ5_1: DequantizeQ5_1(src, out); break;
+      case DType::kQ8_0: DequantizeQ8_0(src, out); break;
+      case DType::kQ4_K: DequantizeQ4_K(src, out); break;
+      case DType::kQ5_K: DequantizeQ5_K(src, out); break;
+      case DType::kQ6_K: DequantizeQ6_K(src, out); break;
     }
   }
 }

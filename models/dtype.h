@@ -26,22 +26,22 @@ enum class DType : uint32_t {
 
 struct DTypeInfo {
   DType type;
-  const char* name;   // "Q4_0"
-  int block;          // weights per block
+  const char* name;  // "Q4_0"
+  int block;         // weights per block
   int block_bytes;
 };
 
-std::span<const DTypeInfo> DTypes();                    // all that the loader knows
-const DTypeInfo& Info(DType type);                      // type must be one of DTypes()
-std::optional<DType> DTypeFromId(uint32_t ggml_id);     // nullopt: unknown
-std::string_view GgmlTypeName(uint32_t ggml_id);        // also of types we do not read; "type 99" style is the caller's
+std::span<const DTypeInfo> DTypes();                 // all that the loader knows
+const DTypeInfo& Info(DType type);                   // type must be one of DTypes()
+std::optional<DType> DTypeFromId(uint32_t ggml_id);  // nullopt: unknown
+std::string_view GgmlTypeName(uint32_t ggml_id);     // also of types we do not read; "type 99" style is the caller's
 
 // The specification of every type, one weight after the other as ggml stores them: out[i] for i in [0, n), n a
 // multiple of the block. No SIMD.
 void Dequantize(DType type, const uint8_t* src, int64_t n, float* out);
 
 float HalfToFloat(uint16_t half);
-uint16_t FloatToHalf(float value);   // round to nearest even
+uint16_t FloatToHalf(float value);  // round to nearest even
 float Bf16ToFloat(uint16_t bf16);
 
 }  // namespace thermocline

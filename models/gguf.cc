@@ -15,16 +15,11 @@ namespace {
 
 std::string_view KindName(GgufArray::Kind kind) {
   switch (kind) {
-    case GgufArray::Kind::kUnsigned:
-      return "unsigned integers";
-    case GgufArray::Kind::kSigned:
-      return "signed integers";
-    case GgufArray::Kind::kFloat:
-      return "floats";
-    case GgufArray::Kind::kBool:
-      return "booleans";
-    case GgufArray::Kind::kString:
-      return "strings";
+    case GgufArray::Kind::kUnsigned: return "unsigned integers";
+    case GgufArray::Kind::kSigned: return "signed integers";
+    case GgufArray::Kind::kFloat: return "floats";
+    case GgufArray::Kind::kBool: return "booleans";
+    case GgufArray::Kind::kString: return "strings";
   }
   CheckFailed("kind is one of GgufArray::Kind", __FILE__, __LINE__);
 }
@@ -46,14 +41,10 @@ std::string TypeName(const GgufValue& value) {
 size_t GgufArray::size() const {
   switch (kind) {
     case Kind::kUnsigned:
-    case Kind::kBool:
-      return unsigneds.size();
-    case Kind::kSigned:
-      return signeds.size();
-    case Kind::kFloat:
-      return floats.size();
-    case Kind::kString:
-      return strings.size();
+    case Kind::kBool: return unsigneds.size();
+    case Kind::kSigned: return signeds.size();
+    case Kind::kFloat: return floats.size();
+    case Kind::kString: return strings.size();
   }
   CheckFailed("kind is one of GgufArray::Kind", __FILE__, __LINE__);
 }

@@ -134,34 +134,20 @@ void GgufParser::ReadMetadata(uint64_t index) {
 
 GgufValue GgufParser::ReadValue(uint32_t type, const std::string& field) {
   switch (type) {
-    case kU8:
-      return uint64_t{Read<uint8_t>(field)};
-    case kI8:
-      return int64_t{Read<int8_t>(field)};
-    case kU16:
-      return uint64_t{Read<uint16_t>(field)};
-    case kI16:
-      return int64_t{Read<int16_t>(field)};
-    case kU32:
-      return uint64_t{Read<uint32_t>(field)};
-    case kI32:
-      return int64_t{Read<int32_t>(field)};
-    case kF32:
-      return double{Read<float>(field)};
-    case kBool:
-      return ReadBool(field);
-    case kString:
-      return ReadString(kMaxGgufStringBytes, field);
-    case kArray:
-      return ReadArray(field);
-    case kU64:
-      return Read<uint64_t>(field);
-    case kI64:
-      return Read<int64_t>(field);
-    case kF64:
-      return Read<double>(field);
-    default:
-      Fail(pos_ - 4, field, "has the unknown value type {}. {}", type, kDownloadAgain);
+    case kU8: return uint64_t{Read<uint8_t>(field)};
+    case kI8: return int64_t{Read<int8_t>(field)};
+    case kU16: return uint64_t{Read<uint16_t>(field)};
+    case kI16: return int64_t{Read<int16_t>(field)};
+    case kU32: return uint64_t{Read<uint32_t>(field)};
+    case kI32: return int64_t{Read<int32_t>(field)};
+    case kF32: return double{Read<float>(field)};
+    case kBool: return ReadBool(field);
+    case kString: return ReadString(kMaxGgufStringBytes, field);
+    case kArray: return ReadArray(field);
+    case kU64: return Read<uint64_t>(field);
+    case kI64: return Read<int64_t>(field);
+    case kF64: return Read<double>(field);
+    default: Fail(pos_ - 4, field, "has the unknown value type {}. {}", type, kDownloadAgain);
   }
 }
 
@@ -183,46 +169,20 @@ GgufArray GgufParser::ReadArray(const std::string& field) {
   };
   using Kind = GgufArray::Kind;
   switch (type) {
-    case kU8:
-      read(Kind::kUnsigned, array.unsigneds, 1, [&] { return Read<uint8_t>(field); });
-      break;
-    case kI8:
-      read(Kind::kSigned, array.signeds, 1, [&] { return Read<int8_t>(field); });
-      break;
-    case kU16:
-      read(Kind::kUnsigned, array.unsigneds, 2, [&] { return Read<uint16_t>(field); });
-      break;
-    case kI16:
-      read(Kind::kSigned, array.signeds, 2, [&] { return Read<int16_t>(field); });
-      break;
-    case kU32:
-      read(Kind::kUnsigned, array.unsigneds, 4, [&] { return Read<uint32_t>(field); });
-      break;
-    case kI32:
-      read(Kind::kSigned, array.signeds, 4, [&] { return Read<int32_t>(field); });
-      break;
-    case kF32:
-      read(Kind::kFloat, array.floats, 4, [&] { return Read<float>(field); });
-      break;
-    case kBool:
-      read(Kind::kBool, array.unsigneds, 1, [&] { return ReadBool(field); });
-      break;
-    case kString:
-      read(Kind::kString, array.strings, 8, [&] { return ReadString(kMaxGgufStringBytes, field); });
-      break;
-    case kArray:
-      Fail(offset, field, "is an array of arrays, which no model needs. {}", kDownloadAgain);
-    case kU64:
-      read(Kind::kUnsigned, array.unsigneds, 8, [&] { return Read<uint64_t>(field); });
-      break;
-    case kI64:
-      read(Kind::kSigned, array.signeds, 8, [&] { return Read<int64_t>(field); });
-      break;
-    case kF64:
-      read(Kind::kFloat, array.floats, 8, [&] { return Read<double>(field); });
-      break;
-    default:
-      Fail(offset, field, "has the unknown element type {}. {}", type, kDownloadAgain);
+    case kU8: read(Kind::kUnsigned, array.unsigneds, 1, [&] { return Read<uint8_t>(field); }); break;
+    case kI8: read(Kind::kSigned, array.signeds, 1, [&] { return Read<int8_t>(field); }); break;
+    case kU16: read(Kind::kUnsigned, array.unsigneds, 2, [&] { return Read<uint16_t>(field); }); break;
+    case kI16: read(Kind::kSigned, array.signeds, 2, [&] { return Read<int16_t>(field); }); break;
+    case kU32: read(Kind::kUnsigned, array.unsigneds, 4, [&] { return Read<uint32_t>(field); }); break;
+    case kI32: read(Kind::kSigned, array.signeds, 4, [&] { return Read<int32_t>(field); }); break;
+    case kF32: read(Kind::kFloat, array.floats, 4, [&] { return Read<float>(field); }); break;
+    case kBool: read(Kind::kBool, array.unsigneds, 1, [&] { return ReadBool(field); }); break;
+    case kString: read(Kind::kString, array.strings, 8, [&] { return ReadString(kMaxGgufStringBytes, field); }); break;
+    case kArray: Fail(offset, field, "is an array of arrays, which no model needs. {}", kDownloadAgain);
+    case kU64: read(Kind::kUnsigned, array.unsigneds, 8, [&] { return Read<uint64_t>(field); }); break;
+    case kI64: read(Kind::kSigned, array.signeds, 8, [&] { return Read<int64_t>(field); }); break;
+    case kF64: read(Kind::kFloat, array.floats, 8, [&] { return Read<double>(field); }); break;
+    default: Fail(offset, field, "has the unknown element type {}. {}", type, kDownloadAgain);
   }
   return array;
 }

@@ -22,14 +22,14 @@ enum class Activation : uint8_t { kSilu, kGeluTanh };
 // An architecture is a row of data. All of them: RMS norm before attention and before the FFN, grouped-query
 // attention, gated FFN, optional biases (taken where the file has them).
 struct Arch {
-  const char* name;         // general.architecture
+  const char* name;  // general.architecture
   RopeKind rope;
   Activation activation;
-  bool qk_norm;             // RMS norm over each head of q and k, before rope
-  bool post_norms;          // RMS norm of what attention and FFN add to the residual
-  bool scale_embedding;     // embeddings are multiplied by sqrt(n_embd)
-  int global_period;        // every n-th layer attends to everything, the others within the window; 0: no window
-  float local_rope_base;    // rope base of window layers unless the file names one
+  bool qk_norm;           // RMS norm over each head of q and k, before rope
+  bool post_norms;        // RMS norm of what attention and FFN add to the residual
+  bool scale_embedding;   // embeddings are multiplied by sqrt(n_embd)
+  int global_period;      // every n-th layer attends to everything, the others within the window; 0: no window
+  float local_rope_base;  // rope base of window layers unless the file names one
 };
 std::span<const Arch> Archs();
 const Arch* FindArch(std::string_view name);  // nullptr: unknown
@@ -37,14 +37,14 @@ const Arch* FindArch(std::string_view name);  // nullptr: unknown
 struct ModelConfig {
   Arch arch;
   int n_layer, n_embd, n_ff, n_head, n_head_kv, head_dim, n_vocab;
-  int n_ctx_train;             // the context the model was trained for
+  int n_ctx_train;  // the context the model was trained for
   float norm_eps;
-  float attention_scale;       // multiplies q.k
-  float embedding_scale;       // 1 unless arch.scale_embedding
-  int window;                  // tokens a window layer sees, itself included; 0: no window layers
-  int rope_dims;               // leading dimensions of a head that rotate
+  float attention_scale;  // multiplies q.k
+  float embedding_scale;  // 1 unless arch.scale_embedding
+  int window;             // tokens a window layer sees, itself included; 0: no window layers
+  int rope_dims;          // leading dimensions of a head that rotate
   float rope_base, local_rope_base;
-  float rope_scale;            // positions are multiplied by it (1 / linear factor) in global layers
+  float rope_scale;  // positions are multiplied by it (1 / linear factor) in global layers
 
   bool IsWindowLayer(int layer) const;
 };
@@ -55,9 +55,9 @@ enum class Slot : uint8_t { kHidden, kNormed, kQuery, kKey, kValue, kAttention, 
 using WeightId = int16_t;  // index into Model::weights; -1: none
 
 struct Projection {
-  WeightId weight = -1;      // (N, K)
-  WeightId bias = -1;        // (N) or none
-  Slot out = Slot::kCount;   // (rows, N)
+  WeightId weight = -1;     // (N, K)
+  WeightId bias = -1;       // (N) or none
+  Slot out = Slot::kCount;  // (rows, N)
 };
 
 enum class OpKind : uint8_t {
@@ -73,20 +73,20 @@ enum class OpKind : uint8_t {
 // One op of the forward pass. Fields that a kind does not name in its comment are unused by it.
 struct Op {
   OpKind kind;
-  int16_t layer = -1;              // -1: outside the layers
+  int16_t layer = -1;  // -1: outside the layers
   Slot in = Slot::kCount;
   Slot out = Slot::kCount;
-  bool accumulate = false;         // add to `out` instead of overwriting it
-  bool wanted_rows = false;        // only the rows whose logits somebody wants
-  WeightId weight = -1;            // kEmbed, kNorm, kHeadNorm
+  bool accumulate = false;   // add to `out` instead of overwriting it
+  bool wanted_rows = false;  // only the rows whose logits somebody wants
+  WeightId weight = -1;      // kEmbed, kNorm, kHeadNorm
   std::array<Projection, 3> projections{};
   int n_projections = 0;
   Activation activation = Activation::kSilu;
   RopeKind rope = RopeKind::kInterleaved;
   float rope_base = 0, rope_scale = 1;
-  WeightId rope_factors = -1;      // (rope_dims / 2) divisors of the frequencies, or none
-  int window = 0;                  // kAttention: tokens seen, itself included; 0: all
-  float scale = 1;                 // kEmbed, kAttention
+  WeightId rope_factors = -1;  // (rope_dims / 2) divisors of the frequencies, or none
+  int window = 0;              // kAttention: tokens seen, itself included; 0: all
+  float scale = 1;             // kEmbed, kAttention
 };
 
 struct Program {
@@ -96,8 +96,8 @@ struct Program {
 
 struct Weight {
   const Tensor* tensor;
-  bool matrix;          // (N, K) to be packed; otherwise a vector of n floats
-  int64_t n, k;         // k = 1 for vectors
+  bool matrix;   // (N, K) to be packed; otherwise a vector of n floats
+  int64_t n, k;  // k = 1 for vectors
 };
 
 // A checkpoint: configuration, weights by id and the forward pass. Refers into the file, which must outlive it.

@@ -32,23 +32,15 @@ inline ByteVector RandomWeights(DType type, int64_t n, float scale, std::mt19937
         std::memcpy(block, &value, sizeof value);
         break;
       }
-      case DType::kF16:
-        put_half(block, uniform(random) * scale);
-        break;
+      case DType::kF16: put_half(block, uniform(random) * scale); break;
       case DType::kBF16: {
         const float value = uniform(random) * scale;
         std::memcpy(block, reinterpret_cast<const uint8_t*>(&value) + 2, 2);
         break;
       }
-      case DType::kQ4_0:
-        put_half(block, scale / 4.6f);
-        break;
-      case DType::kQ5_0:
-        put_half(block, scale / 9.2f);
-        break;
-      case DType::kQ8_0:
-        put_half(block, scale / 74);
-        break;
+      case DType::kQ4_0: put_half(block, scale / 4.6f); break;
+      case DType::kQ5_0: put_half(block, scale / 9.2f); break;
+      case DType::kQ8_0: put_half(block, scale / 74); break;
       case DType::kQ4_1:
         put_half(block, scale / 4.6f);
         put_half(block + 2, -7.5f * scale / 4.6f);
@@ -65,9 +57,7 @@ inline ByteVector RandomWeights(DType type, int64_t n, float scale, std::mt19937
         put_half(block, scale / (9.2f * 32));
         put_half(block + 2, scale * 15.5f / (9.2f * 32));
         break;
-      case DType::kQ6_K:
-        put_half(block + 208, scale / (18.5f * 74));
-        break;
+      case DType::kQ6_K: put_half(block + 208, scale / (18.5f * 74)); break;
     }
   }
   return bytes;
