@@ -15,8 +15,8 @@ inline constexpr int kActivationMax = 127 * 256;
 
 struct ActivationMeta {
   float scale;
-  float sum16[2];   // scale * (sum of q over the first, second 16 values): what a weight's min or zero point multiplies
-  float sum32;      // scale * (sum of q over all 32)
+  float sum16[2];  // scale * (sum of q over the first, second 16 values): what a weight's min or zero point multiplies
+  float sum32;     // scale * (sum of q over all 32)
 };
 static_assert(sizeof(ActivationMeta) == 16);
 

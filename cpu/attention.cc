@@ -30,7 +30,7 @@ Attention::Attention(const VectorOps& ops, const ModelConfig& config, const KvLa
   queries_floats_ = RoundUp(n_queries * head_dim_, 16) + RoundUp(n_queries, 16);
   member_floats_ = 2 * state_floats_ + queries_floats_;
   blocks_.reserve(max_rows);
-  const int64_t max_items = 2 * n_threads;   // SplitsApart
+  const int64_t max_items = 2 * n_threads;  // SplitsApart
   partials_ = Buffer(max_items * kWave * state_floats_ * 4, "attention");
   items_ = Buffer(max_items * state_floats_ * 4, "attention");
   members_ = Buffer(n_threads * member_floats_ * 4, "attention");
@@ -41,8 +41,8 @@ void Attention::Prepare(const StepView& step) {
   int last = 0;
   for (const SpanView& span : step.spans) {
     for (int row = 0; row < span.n_rows; row += rows_per_block_)
-      blocks_.push_back({&span, span.first_row + row, std::min(rows_per_block_, span.n_rows - row),
-                         span.first_position + row});
+      blocks_.push_back(
+          {&span, span.first_row + row, std::min(rows_per_block_, span.n_rows - row), span.first_position + row});
     last = std::max(last, span.first_position + span.n_rows - 1);
   }
   n_splits_ = last / kSplitTokens + 1;
@@ -129,7 +129,8 @@ void Attention::MergeWave(int64_t item, int64_t wave, bool last, const Attention
   const State total = ItemState(item);
   if (wave == 0) Reset(BlockOf(item), total);
   for (int64_t i = 0; i < kWave; ++i)
-    if (Visible(BlockOf(item), wave * kWave + i, io.window)) Merge(BlockOf(item), PartialState(item * kWave + i), total);
+    if (Visible(BlockOf(item), wave * kWave + i, io.window))
+      Merge(BlockOf(item), PartialState(item * kWave + i), total);
   if (last) Store(item, total, io);
 }
 

@@ -12,11 +12,11 @@ namespace thermocline {
 
 // What an attention op reads and writes, besides the pages.
 struct AttentionIo {
-  const float* q;            // (rows, n_head * head_dim), q_stride floats apart
+  const float* q;  // (rows, n_head * head_dim), q_stride floats apart
   int64_t q_stride;
-  float* out;                // (rows, n_head * head_dim), out_stride floats apart
+  float* out;  // (rows, n_head * head_dim), out_stride floats apart
   int64_t out_stride;
-  int window;                // 0: all
+  int window;  // 0: all
   float scale;
   KvLayout::Layer layer;
 };
@@ -33,7 +33,8 @@ class Attention {
   void Run(Team::Member& member, const AttentionIo& io, const Then& then) {
     const int64_t n_items = static_cast<int64_t>(blocks_.size()) * n_head_kv_;
     if (!SplitsApart(io)) {
-      member.For(n_items, 1, [&](int64_t item, int64_t) { WholeItem(member.index(), item, io); }, then);
+      member.For(
+          n_items, 1, [&](int64_t item, int64_t) { WholeItem(member.index(), item, io); }, then);
       return;
     }
     // Few items: the splits of an item go to different members, a wave of kWave splits at a time.
@@ -53,12 +54,12 @@ class Attention {
  private:
   static constexpr int kWave = 16;
 
-  struct Block {             // rows of one span that are attended for together
+  struct Block {  // rows of one span that are attended for together
     const SpanView* span;
-    int first_row, n_rows;   // of the batch
+    int first_row, n_rows;  // of the batch
     int first_position;
   };
-  struct State {             // of a block's queries against some of the keys, see AttentionSplit
+  struct State {  // of a block's queries against some of the keys, see AttentionSplit
     float *max, *sum, *acc;
   };
 
@@ -80,7 +81,7 @@ class Attention {
 
   const VectorOps& ops_;
   const KvLayout& layout_;
-  int head_dim_, n_head_kv_, group_;   // group: query heads per KV head
+  int head_dim_, n_head_kv_, group_;  // group: query heads per KV head
   int rows_per_block_, n_threads_;
   int64_t n_splits_ = 0;
   int64_t state_floats_, member_floats_, queries_floats_;

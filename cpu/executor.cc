@@ -32,7 +32,7 @@ int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 struct RopeTable {
   float base, scale;
   WeightId factors;
-  std::vector<double> frequency;   // (rope_dims / 2)
+  std::vector<double> frequency;  // (rope_dims / 2)
 };
 
 }  // namespace
@@ -56,14 +56,15 @@ struct CpuExecutor::Impl {
   int RopeOf(const Op& op) const;
 
   void RunMember(Team::Member& member);
-  void RunSerialFrom(size_t stage);             // the small stages over rows from `stage` on; checks for cancellation
+  void RunSerialFrom(size_t stage);  // the small stages over rows from `stage` on; checks for cancellation
   bool IsSerial(const Stage& stage) const { return stage.kind == Stage::Kind::kRows && Rows(stage) <= kSerialRows; }
   int64_t Rows(const Stage& stage) const { return stage.wanted_rows ? step->wanted.size() : step->tokens.size(); }
   void RunRow(const Stage& stage, int64_t row);
   void RunTask(RowTask task, const Op* op, bool wanted, int64_t row);
   template <typename Then>
   void RunLinear(Team::Member& member, const Stage& stage, const Then& then);
-  void ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin, int64_t end, int64_t n_rows);
+  void ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin, int64_t end,
+                     int64_t n_rows);
   void FillRopeTables(int64_t row);
   void StoreKv(const Op& op, int64_t row);
 
@@ -81,23 +82,23 @@ struct CpuExecutor::Impl {
   const Isa isa;
   const VectorOps& ops;
   KvLayout layout;
-  std::vector<PackedMatrix> matrices;           // by weight id; empty where the weight is a vector
-  std::vector<std::vector<float>> vectors;      // by weight id; empty where the weight is a matrix
+  std::vector<PackedMatrix> matrices;       // by weight id; empty where the weight is a vector
+  std::vector<std::vector<float>> vectors;  // by weight id; empty where the weight is a matrix
   std::map<DType, LinearKernel> kernels;
   FloatLinear float_linear;
   std::vector<Stage> stages;
   std::vector<RopeTable> ropes;
   std::array<Buffer, static_cast<size_t>(Slot::kCount)> slots;
   std::array<int64_t, static_cast<size_t>(Slot::kCount)> strides{};
-  Buffer quantized;                             // (rows) of ActivationRowBytes(K of the op at hand)
-  Buffer rope_values;                           // (ropes, max_rows, rope_dims)
+  Buffer quantized;    // (rows) of ActivationRowBytes(K of the op at hand)
+  Buffer rope_values;  // (ropes, max_rows, rope_dims)
   Attention attention;
   const int max_rows;
 
   const StepView* step = nullptr;
   std::vector<int32_t> span_of_row;
   const std::atomic<bool>* cancel = nullptr;
-  std::atomic<bool> stopped = false;            // set once, by a `then`; late members read it without waiting
+  std::atomic<bool> stopped = false;  // set once, by a `then`; late members read it without waiting
 };
 
 CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
@@ -146,7 +147,8 @@ void CpuExecutor::Impl::LoadWeights(const GgufFile& file, const Model& model,
     for (int64_t begin = 0; begin < packed.n_panels(); begin += kSlice) {
       const int64_t end = std::min(begin + kSlice, packed.n_panels());
       team.Run([&](Team::Member& member) {
-        member.For(end - begin, 16, [&](int64_t b, int64_t e) { packed.PackPanels(tensor.data, begin + b, begin + e); });
+        member.For(end - begin, 16,
+                   [&](int64_t b, int64_t e) { packed.PackPanels(tensor.data, begin + b, begin + e); });
       });
       if (on_load) on_load(done + packed.bytes() / packed.n_panels() * end, total);
     }
@@ -193,21 +195,26 @@ void CpuExecutor::Impl::RunMember(Team::Member& member) {
   });
   for (size_t i = 0; i < stages.size() && !stopped; ++i) {
     const Stage& stage = stages[i];
-    if (IsSerial(stage)) continue;   // ran inside the barrier in front
+    if (IsSerial(stage)) continue;  // ran inside the barrier in front
     const auto then = [&, i] { RunSerialFrom(i + 1); };
     switch (stage.kind) {
       case Stage::Kind::kRows: {
         const int64_t grain = std::clamp<int64_t>(Rows(stage) / (4 * team.size()), 1, 16);
-        member.For(Rows(stage), grain, [&](int64_t begin, int64_t end) {
-          for (int64_t row = begin; row < end; ++row) RunRow(stage, row);
-        }, then);
+        member.For(
+            Rows(stage), grain,
+            [&](int64_t begin, int64_t end) {
+              for (int64_t row = begin; row < end; ++row) RunRow(stage, row);
+            },
+            then);
         break;
       }
       case Stage::Kind::kLinear: RunLinear(member, stage, then); break;
       case Stage::Kind::kAttention: {
         const Op& op = *stage.op;
-        attention.Run(member, {Row(Slot::kQuery, 0), Stride(Slot::kQuery), Row(op.out, 0), Stride(op.out), op.window,
-                               op.scale, layout.layers[op.layer]}, then);
+        attention.Run(member,
+                      {Row(Slot::kQuery, 0), Stride(Slot::kQuery), Row(op.out, 0), Stride(op.out), op.window, op.scale,
+                       layout.layers[op.layer]},
+                      then);
         break;
       }
     }
@@ -307,30 +314,39 @@ void CpuExecutor::Impl::RunLinear(Team::Member& member, const Stage& stage, cons
   int64_t grain = std::max(for_bytes, n_panels / (kChunksPerMember * team.size()));
   if (n_rows > kLinearMaxM) grain = std::min(grain, kMaxChunkPanels);
   if (n_rows == 0) n_panels = 0;
-  member.For(n_panels, grain, [&](int64_t begin, int64_t end) {
-    for (int i = 0; i < op.n_projections && begin < end; ++i) {
-      const int64_t here = Matrix(op.projections[i].weight).n_panels();
-      if (begin < here) ProjectPanels(op, op.projections[i], member.index(), begin, std::min(end, here), n_rows);
-      begin = std::max<int64_t>(0, begin - here);
-      end -= here;
-    }
-  }, then);
+  member.For(
+      n_panels, grain,
+      [&](int64_t begin, int64_t end) {
+        for (int i = 0; i < op.n_projections && begin < end; ++i) {
+          const int64_t here = Matrix(op.projections[i].weight).n_panels();
+          if (begin < here) ProjectPanels(op, op.projections[i], member.index(), begin, std::min(end, here), n_rows);
+          begin = std::max<int64_t>(0, begin - here);
+          end -= here;
+        }
+      },
+      then);
 }
 
-void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin, int64_t end,
-                                      int64_t n_rows) {
+void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin,
+                                      int64_t end, int64_t n_rows) {
   const PackedMatrix& w = Matrix(projection.weight);
   float* y = Row(projection.out, 0) + begin * kPanelRows;
   if (w.format()) {
-    const LinearArgs args{w.panel(begin), Quantized(0, w.k()), ActivationRowBytes(w.k()), y,
-                          Stride(projection.out) * static_cast<int64_t>(sizeof(float)), end - begin, w.n_blocks(),
+    const LinearArgs args{w.panel(begin),
+                          Quantized(0, w.k()),
+                          ActivationRowBytes(w.k()),
+                          y,
+                          Stride(projection.out) * static_cast<int64_t>(sizeof(float)),
+                          end - begin,
+                          w.n_blocks(),
                           op.accumulate};
     kernels.at(w.type()).Run(args, n_rows);
     return;
   }
   const auto is_prompt = [&](int64_t row) { return step->prompt[op.wanted_rows ? step->wanted[row] : row] != 0; };
   float_linear.Run({w, begin * kPanelRows, std::min(end * kPanelRows, w.n()), Row(op.in, 0), Stride(op.in), y,
-                    Stride(projection.out), n_rows, op.accumulate}, is_prompt, member);
+                    Stride(projection.out), n_rows, op.accumulate},
+                   is_prompt, member);
 }
 
 CpuExecutor::CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,

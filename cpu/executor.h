@@ -22,7 +22,7 @@
 
 namespace thermocline {
 
-inline constexpr int kLayerKinds = 2;   // a block table each: layers that see everything, layers with a window
+inline constexpr int kLayerKinds = 2;  // a block table each: layers that see everything, layers with a window
 
 // Where a layer's keys and values stand within the pages of its kind. A page holds 64 tokens of all layers of the kind;
 // per layer and KV head: K as (head_dim, 64), then V as (64, head_dim), F16.
@@ -33,7 +33,7 @@ struct KvLayout {
   };
   std::vector<Layer> layers;
   int64_t head_bytes;
-  int64_t page_bytes[kLayerKinds];   // 0: no layer of that kind
+  int64_t page_bytes[kLayerKinds];  // 0: no layer of that kind
 
   explicit KvLayout(const ModelConfig& config);
 };
@@ -42,21 +42,21 @@ struct KvLayout {
 struct SpanView {
   int first_row, n_rows;
   int first_position;
-  uint8_t* const* pages[kLayerKinds];   // pages[kind][position / 64]; null where freed
+  uint8_t* const* pages[kLayerKinds];  // pages[kind][position / 64]; null where freed
 };
 
 struct StepView {
-  std::span<const int32_t> tokens;      // per row
-  std::span<const int32_t> positions;   // per row
-  std::span<const uint8_t> prompt;      // per row: of the prompt class (0: decode class)
-  std::span<const SpanView> spans;      // cover all rows in order
-  std::span<const int32_t> wanted;      // rows whose logits are wanted, ascending
+  std::span<const int32_t> tokens;     // per row
+  std::span<const int32_t> positions;  // per row
+  std::span<const uint8_t> prompt;     // per row: of the prompt class (0: decode class)
+  std::span<const SpanView> spans;     // cover all rows in order
+  std::span<const int32_t> wanted;     // rows whose logits are wanted, ascending
 };
 
 class CpuExecutor {
  public:
-  // Packs all weights, in parallel. on_load(bytes done, bytes in all) may be empty. Throws Error when memory runs out or
-  // the file is damaged.
+  // Packs all weights, in parallel. on_load(bytes done, bytes in all) may be empty. Throws Error when memory runs out
+  // or the file is damaged.
   CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
               const std::function<void(int64_t, int64_t)>& on_load);
   ~CpuExecutor();
@@ -67,7 +67,7 @@ class CpuExecutor {
   std::span<const float> Logits(int i) const;
 
   int64_t weight_bytes() const;
-  std::vector<std::pair<std::string, std::string>> Kernels() const;   // op, kernel it takes
+  std::vector<std::pair<std::string, std::string>> Kernels() const;  // op, kernel it takes
 
   static int64_t WeightBytes(const Model& model);
 

@@ -24,7 +24,7 @@ struct FloatLinear::Tiles {
 
   struct Member {
     Buffer memory;
-    float *x, *w, *y;   // (kRows, K), (kColumns, K), (kRows, kColumns)
+    float *x, *w, *y;  // (kRows, K), (kColumns, K), (kRows, kColumns)
     std::unordered_map<int, dnnl::memory> args;
   };
   struct Product {
@@ -76,8 +76,7 @@ struct FloatLinear::Tiles {
       std::fill(member.w + columns * k, member.w + kColumns * k, 0.f);
       for (size_t first = 0; first < rows.size(); first += kRows) {
         const int64_t count = std::min<int64_t>(kRows, rows.size() - first);
-        for (int64_t i = 0; i < count; ++i)
-          std::copy_n(args.x + rows[first + i] * args.x_stride, k, member.x + i * k);
+        for (int64_t i = 0; i < count; ++i) std::copy_n(args.x + rows[first + i] * args.x_stride, k, member.x + i * k);
         std::fill(member.x + count * k, member.x + kRows * k, 0.f);
         product.primitive.execute(stream, member.args);
         for (int64_t i = 0; i < count; ++i) {
@@ -136,8 +135,8 @@ void FloatLinear::Gemv(const FloatLinearArgs& args, int64_t row) const {
   float sums[kTile];
   for (int64_t n = args.begin; n < args.end; n += kTile) {
     const int64_t count = std::min(kTile, args.end - n);
-    ops_.float_gemv(args.w.type(), args.w.row(n), args.w.stride_bytes(), count, args.w.k(), args.x + row * args.x_stride,
-                    sums);
+    ops_.float_gemv(args.w.type(), args.w.row(n), args.w.stride_bytes(), count, args.w.k(),
+                    args.x + row * args.x_stride, sums);
     float* y = args.y + row * args.y_stride + (n - args.begin);
     for (int64_t i = 0; i < count; ++i) y[i] = args.accumulate ? y[i] + sums[i] : sums[i];
   }

@@ -13,11 +13,11 @@
 namespace thermocline {
 
 struct FloatLinearArgs {
-  const PackedMatrix& w;     // (N, K) of a float type
-  int64_t begin, end;        // rows of w
-  const float* x;            // (n_rows, K), x_stride floats apart
+  const PackedMatrix& w;  // (N, K) of a float type
+  int64_t begin, end;     // rows of w
+  const float* x;         // (n_rows, K), x_stride floats apart
   int64_t x_stride;
-  float* y;                  // (n_rows, end - begin), y_stride floats apart
+  float* y;  // (n_rows, end - begin), y_stride floats apart
   int64_t y_stride;
   int64_t n_rows;
   bool accumulate;
@@ -32,14 +32,14 @@ class FloatLinear {
   void Prepare(int64_t k);
   // Any number of members may run at once, each with its own `member` index.
   void Run(const FloatLinearArgs& args, const std::function<bool(int64_t row)>& is_prompt, int member) const;
-  std::string name() const;   // of what prompt rows take
+  std::string name() const;  // of what prompt rows take
 
  private:
-  struct Tiles;               // oneDNN's side
+  struct Tiles;  // oneDNN's side
   void Gemv(const FloatLinearArgs& args, int64_t row) const;
 
   const VectorOps& ops_;
-  std::unique_ptr<Tiles> tiles_;   // null: everything through float_gemv
+  std::unique_ptr<Tiles> tiles_;  // null: everything through float_gemv
 };
 
 }  // namespace thermocline

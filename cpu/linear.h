@@ -17,19 +17,19 @@ namespace thermocline {
 //                            sum (+)= w.min[g] * x.sum[g]                                           one fma
 // so that a row's result is the same bits for any M and for every instruction set.
 struct LinearArgs {
-  const uint8_t* panel;      // first panel
-  const uint8_t* x;          // (M) rows as cpu/activations.h has them, 64-byte aligned
+  const uint8_t* panel;  // first panel
+  const uint8_t* x;      // (M) rows as cpu/activations.h has them, 64-byte aligned
   int64_t x_stride_bytes;
-  float* y;                  // (M, 16 * n_panels): the last panel's padding rows are written too
+  float* y;  // (M, 16 * n_panels): the last panel's padding rows are written too
   int64_t y_stride_bytes;
-  int64_t n_panels;          // at least 1
-  int64_t n_blocks;          // blocks per panel
-  int64_t accumulate;        // 0: y = ..., 1: y += ...
+  int64_t n_panels;    // at least 1
+  int64_t n_blocks;    // blocks per panel
+  int64_t accumulate;  // 0: y = ..., 1: y += ...
 };
 
-struct LinearSpec {          // baked into the code
+struct LinearSpec {  // baked into the code
   const PackedFormat* format;
-  int m;                     // rows of x, 1 .. LinearMaxM(isa)
+  int m;  // rows of x, 1 .. LinearMaxM(isa)
 };
 
 using LinearFn = void (*)(const LinearArgs*);
@@ -46,7 +46,7 @@ class LinearKernel {
   int max_m() const { return max_m_; }
   // Rows [0, m) for any m >= 1, in tiles of max_m.
   void Run(LinearArgs args, int64_t m) const;
-  std::string_view name() const { return name_; }   // "avx512_vnni", "avx2", "reference"
+  std::string_view name() const { return name_; }  // "avx512_vnni", "avx2", "reference"
 
  private:
   struct Code;

@@ -24,8 +24,8 @@ constexpr PackedFormat kFormats[] = {
 // One row's worth of one packed block, taken apart.
 struct BlockParts {
   std::array<uint8_t, 256> code;
-  std::array<uint16_t, 2> scale, min;        // kF16
-  std::array<uint8_t, 16> sub_scale, sub_min;   // kF16xU6, kF16xS8
+  std::array<uint16_t, 2> scale, min;          // kF16
+  std::array<uint8_t, 16> sub_scale, sub_min;  // kF16xU6, kF16xS8
   uint16_t d, dmin;
 };
 
@@ -226,7 +226,7 @@ void PackedMatrix::PackPanels(const uint8_t* source, int64_t begin, int64_t end)
         std::memcpy(data_.data() + i * stride_bytes_, source + i * row_bytes, row_bytes);
       continue;
     }
-    uint8_t* block = data_.data() + p * panel_bytes();   // fresh memory: zeros
+    uint8_t* block = data_.data() + p * panel_bytes();  // fresh memory: zeros
     for (int64_t b = 0; b < n_blocks(); ++b, block += format_->block_bytes()) {
       for (int r = 0; r < n_rows; ++r) {
         BlockParts parts;

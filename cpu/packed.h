@@ -28,22 +28,22 @@
 namespace thermocline {
 
 inline constexpr int kPanelRows = 16;
-inline constexpr int kChunk = 32;   // k per chunk
+inline constexpr int kChunk = 32;  // k per chunk
 
 enum class ScaleKind : uint8_t { kF16, kF16xU6, kF16xS8 };
 
 struct PackedFormat {
-  DType source;        // the file type it holds without loss
+  DType source;  // the file type it holds without loss
   const char* name;
-  int bits;            // per code: 4, 5, 6, 8
-  int group;           // weights sharing a scale: 16 or 32
+  int bits;   // per code: 4, 5, 6, 8
+  int group;  // weights sharing a scale: 16 or 32
   ScaleKind scale;
-  bool has_min;        // explicit mins; otherwise the zero point
+  bool has_min;  // explicit mins; otherwise the zero point
   int zero_point;
 
   int block_k() const { return scale == ScaleKind::kF16 ? 64 : 256; }
   int chunk_bytes() const { return 64 * bits; }
-  int scale_bytes() const {   // per block
+  int scale_bytes() const {  // per block
     if (scale == ScaleKind::kF16) return has_min ? 128 : 64;
     return 16 * (block_k() / group) * (has_min ? 2 : 1) + 64;
   }
@@ -51,16 +51,17 @@ struct PackedFormat {
 };
 
 std::span<const PackedFormat> PackedFormats();
-const PackedFormat* FindPackedFormat(DType source);   // nullptr: a float type, kept as it is
+const PackedFormat* FindPackedFormat(DType source);  // nullptr: a float type, kept as it is
 
 // Readers of one packed block, for the reference and for single rows: weight = scale * code + min.
 struct GroupScale {
   float scale, min;
 };
 GroupScale ReadGroupScale(const PackedFormat& format, const uint8_t* block, int row, int group);
-uint8_t ReadPackedCode(const PackedFormat& format, const uint8_t* block, int row, int k);   // k in [0, block_k)
+uint8_t ReadPackedCode(const PackedFormat& format, const uint8_t* block, int row, int k);  // k in [0, block_k)
 
-// A packed or float matrix in memory of its own. Float types stand row-major, rows stride_bytes apart (a multiple of 64).
+// A packed or float matrix in memory of its own. Float types stand row-major, rows stride_bytes apart (a multiple of
+// 64).
 class PackedMatrix {
  public:
   PackedMatrix() = default;
@@ -72,7 +73,7 @@ class PackedMatrix {
   // Row n as floats, exactly the values of the file.
   void DequantizeRow(int64_t n, float* out) const;
 
-  const PackedFormat* format() const { return format_; }   // nullptr: float
+  const PackedFormat* format() const { return format_; }  // nullptr: float
   DType type() const { return type_; }
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }
@@ -82,7 +83,7 @@ class PackedMatrix {
   int64_t stride_bytes() const { return stride_bytes_; }
   int64_t bytes() const { return data_.bytes(); }
   const uint8_t* panel(int64_t i) const { return data_.data() + i * panel_bytes(); }
-  const uint8_t* row(int64_t i) const { return data_.data() + i * stride_bytes_; }   // float types
+  const uint8_t* row(int64_t i) const { return data_.data() + i * stride_bytes_; }  // float types
 
   static int64_t BytesFor(DType source, int64_t n, int64_t k);
 

@@ -9,26 +9,26 @@ namespace thermocline {
 
 // Work on one row at a time.
 enum class RowTask : uint8_t {
-  kRopeTables,   // cos and sin for the row's position, every distinct rope of the program
+  kRopeTables,  // cos and sin for the row's position, every distinct rope of the program
   kEmbed,
   kNorm,
   kHeadNorm,
   kRope,
   kStoreKv,
   kGatedAct,
-  kQuantize,     // op.in to two-plane activations
-  kBias,         // op.projections' biases
+  kQuantize,  // op.in to two-plane activations
+  kBias,      // op.projections' biases
 };
 
 struct Stage {
   enum class Kind : uint8_t { kRows, kLinear, kAttention } kind;
-  const Op* op = nullptr;       // kLinear, kAttention
-  bool wanted_rows = false;     // over the rows whose logits are wanted, which stand compactly from here on
+  const Op* op = nullptr;    // kLinear, kAttention
+  bool wanted_rows = false;  // over the rows whose logits are wanted, which stand compactly from here on
   struct Task {
     RowTask task;
     const Op* op;
   };
-  std::vector<Task> tasks;      // kRows, in order
+  std::vector<Task> tasks;  // kRows, in order
 };
 
 // `needs_quantize(op)`: whether a kLinear op has integer weights.
@@ -43,11 +43,21 @@ std::vector<Stage> MakeStages(const Program& program, const Predicate& needs_qua
   add_task(RowTask::kRopeTables, nullptr, false);
   for (const Op& op : program.ops) {
     switch (op.kind) {
-      case OpKind::kEmbed: add_task(RowTask::kEmbed, &op, false); break;
-      case OpKind::kNorm: add_task(RowTask::kNorm, &op, op.wanted_rows); break;
-      case OpKind::kHeadNorm: add_task(RowTask::kHeadNorm, &op, false); break;
-      case OpKind::kRope: add_task(RowTask::kRope, &op, false); break;
-      case OpKind::kGatedAct: add_task(RowTask::kGatedAct, &op, false); break;
+      case OpKind::kEmbed:
+        add_task(RowTask::kEmbed, &op, false);
+        break;
+      case OpKind::kNorm:
+        add_task(RowTask::kNorm, &op, op.wanted_rows);
+        break;
+      case OpKind::kHeadNorm:
+        add_task(RowTask::kHeadNorm, &op, false);
+        break;
+      case OpKind::kRope:
+        add_task(RowTask::kRope, &op, false);
+        break;
+      case OpKind::kGatedAct:
+        add_task(RowTask::kGatedAct, &op, false);
+        break;
       case OpKind::kAttention:
         add_task(RowTask::kStoreKv, &op, false);
         stages.push_back({Stage::Kind::kAttention, &op, false, {}});

@@ -23,8 +23,9 @@ int ChooseContext(const Model& model, const EngineOptions& options) {
   const auto bytes = [&](int n_ctx) { return KvBytes(config, n_ctx) * options.max_sequences; };
   if (options.n_ctx > 0) {
     if (bytes(options.n_ctx) > available)
-      throw Error("a context of {} tokens needs {} MB besides the weights, {} MB are free; choose a smaller one with -c",
-                  options.n_ctx, bytes(options.n_ctx) >> 20, std::max<int64_t>(0, available) >> 20);
+      throw Error(
+          "a context of {} tokens needs {} MB besides the weights, {} MB are free; choose a smaller one with -c",
+          options.n_ctx, bytes(options.n_ctx) >> 20, std::max<int64_t>(0, available) >> 20);
     return options.n_ctx;
   }
   int n_ctx = std::min(kDefaultMaxContext, config.n_ctx_train);
@@ -50,7 +51,7 @@ struct Engine::Impl {
   const int n_ctx;
   CpuExecutor executor;
   KvCache kv;
-  std::vector<bool> in_use;   // by sequence
+  std::vector<bool> in_use;  // by sequence
   std::atomic<bool> cancel{false};
 
   // The step at hand.

@@ -24,13 +24,13 @@ struct BatchRow {
   int sequence;
   int position;
   RowKind kind;
-  bool logits;   // wanted output
+  bool logits;  // wanted output
 };
 using Batch = std::vector<BatchRow>;
 
 struct EngineOptions {
-  int n_ctx = 0;        // tokens per sequence; 0: what the model and memory allow, at most kDefaultMaxContext
-  int n_threads = 0;    // 0: one per physical core we may use
+  int n_ctx = 0;      // tokens per sequence; 0: what the model and memory allow, at most kDefaultMaxContext
+  int n_threads = 0;  // 0: one per physical core we may use
   int max_sequences = 1;
   // Shuffles the order in which physical pages are handed out; for tests.
   uint64_t page_seed = 0;
@@ -46,8 +46,8 @@ struct Cancelled {};
 
 class Engine {
  public:
-  // Packs the weights of `model` (which refers into `file`); afterwards neither is referred to. Throws Error when memory
-  // does not suffice, THERMOCLINE_ISA asks for what this CPU lacks, or the file was damaged under the map.
+  // Packs the weights of `model` (which refers into `file`); afterwards neither is referred to. Throws Error when
+  // memory does not suffice, THERMOCLINE_ISA asks for what this CPU lacks, or the file was damaged under the map.
   Engine(const GgufFile& file, const Model& model, const EngineOptions& options);
   ~Engine();
   Engine(const Engine&) = delete;
@@ -56,9 +56,9 @@ class Engine {
   int n_ctx() const;
   int n_threads() const;
 
-  int NewSequence();                   // throws Error past max_sequences
+  int NewSequence();  // throws Error past max_sequences
   void FreeSequence(int sequence);
-  int Length(int sequence) const;      // tokens whose keys and values are kept
+  int Length(int sequence) const;  // tokens whose keys and values are kept
   // Forgets all tokens from position n on. Returns the new length: n, or 0 where the window layers have already freed
   // pages that position n would need (everything must be fed again).
   int Truncate(int sequence, int n);
@@ -72,7 +72,7 @@ class Engine {
   // From any thread or signal handler: the running (or next) Step throws Cancelled at the next layer.
   void Cancel();
 
-  int64_t weight_bytes() const;        // packed
+  int64_t weight_bytes() const;  // packed
   int64_t kv_bytes_in_use() const;
   // Which kernel each kind of op takes, e.g. {"linear Q4_1", "avx512_vnni"}; what hot ops silently running the
   // reference would betray.

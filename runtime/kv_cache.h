@@ -13,8 +13,8 @@ namespace thermocline {
 
 class KvCache {
  public:
-  // Room for max_sequences of n_ctx tokens; memory is taken page by page as it is written. `seed` other than 0 hands out
-  // physical pages in a shuffled order. Throws Error when the address space does not suffice.
+  // Room for max_sequences of n_ctx tokens; memory is taken page by page as it is written. `seed` other than 0 hands
+  // out physical pages in a shuffled order. Throws Error when the address space does not suffice.
   KvCache(const ModelConfig& config, int n_ctx, int max_sequences, int max_rows, uint64_t seed);
 
   const KvLayout& layout() const { return layout_; }
@@ -44,7 +44,7 @@ class KvCache {
   struct Sequence {
     int length = 0;
     std::vector<uint8_t*> pages[kLayerKinds];
-    int first_page[kLayerKinds] = {};   // pages before it have been freed
+    int first_page[kLayerKinds] = {};  // pages before it have been freed
   };
   static int64_t PagesFor(const ModelConfig& config, int kind, int n_ctx, int max_rows);
   void Free(Sequence& sequence, int kind, int begin, int end);

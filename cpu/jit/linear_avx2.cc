@@ -164,8 +164,8 @@ class LinearAvx2 final : public LinearJit {
 
   void AddToSums(int chunk, int group) {
     const int meta_offset = chunk * static_cast<int>(sizeof(ActivationMeta));
-    const int sum_offset = format().group == 32 ? offsetof(ActivationMeta, sum32)
-                                                : offsetof(ActivationMeta, sum16) + 4 * group;
+    const int sum_offset =
+        format().group == 32 ? offsetof(ActivationMeta, sum32) : offsetof(ActivationMeta, sum16) + 4 * group;
     for (int i = 0; i < m(); ++i) {
       const Ymm high = Sum32(0, i), low = Sum32(1, i);
       vpslld(high, high, 8);

@@ -1,5 +1,5 @@
-// 16 output rows per zmm, one int32 lane each; vpdpbusd takes 4 k of all 16 rows from one register and the same 4 k of x
-// broadcast from memory.
+// 16 output rows per zmm, one int32 lane each; vpdpbusd takes 4 k of all 16 rows from one register and the same 4 k of
+// x broadcast from memory.
 //
 //   zmm0..7     sums, one per row of x
 //   zmm8..15    the 8 quads of a chunk, unpacked once for all rows
@@ -9,8 +9,8 @@
 //   zmm28, 29   d and dmin of a super-block
 //   zmm30       -zero_point
 //
-// M=1 is bound by memory: a chunk of Q4_0 is 288 bytes and about 45 instructions. Large M is bound by vpdpbusd, 2 planes
-// x 8 per chunk and row, against 6 instructions for the scales.
+// M=1 is bound by memory: a chunk of Q4_0 is 288 bytes and about 45 instructions. Large M is bound by vpdpbusd, 2
+// planes x 8 per chunk and row, against 6 instructions for the scales.
 #include <algorithm>
 #include <bit>
 
@@ -99,7 +99,7 @@ class LinearAvx512 final : public LinearJit {
       vpsllw(shifted, line, left);
     else if (left < 0)
       vpsrlw(shifted, line, -left);
-    constexpr int kOrOfAnd = 0xf8;   // a | (b & c)
+    constexpr int kOrOfAnd = 0xf8;  // a | (b & c)
     vpternlogd(Quad(q), left ? shifted : line, high_mask_, kOrOfAnd);
   }
 
@@ -148,8 +148,8 @@ class LinearAvx512 final : public LinearJit {
         vpdpbusd(Low(i), Quad(q), ptr_b[x(first + i, 64 * chunk + 32 + 4 * q)]);
       }
     const int meta_offset = chunk * static_cast<int>(sizeof(ActivationMeta));
-    const int sum_offset = format().group == 32 ? offsetof(ActivationMeta, sum32)
-                                                : offsetof(ActivationMeta, sum16) + 4 * group;
+    const int sum_offset =
+        format().group == 32 ? offsetof(ActivationMeta, sum32) : offsetof(ActivationMeta, sum16) + 4 * group;
     for (int i = 0; i < count; ++i) {
       vpslld(High(i), High(i), 8);
       vpaddd(Low(i), Low(i), High(i));

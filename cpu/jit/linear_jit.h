@@ -28,25 +28,25 @@ class LinearJit : public Xbyak::CodeGenerator {
   // `passes`: how many times a panel is walked, 16 / passes rows each.
   LinearJit(const LinearSpec& spec, int passes);
 
-  virtual void Constants() = 0;                   // loads what stays in registers for the whole call
+  virtual void Constants() = 0;  // loads what stays in registers for the whole call
   virtual void ZeroSums() = 0;
-  virtual void BeginBlock() = 0;                  // K types: super-block scales from [scales()]
+  virtual void BeginBlock() = 0;  // K types: super-block scales from [scales()]
   // One chunk whose codes begin at codes(). `chunk` is its number within the block where the loop over chunks is
   // unrolled (F16 scales), and 0 where it is a loop that moves scales(), x and meta along.
   virtual void Chunk(int chunk) = 0;
-  virtual void StoreSums() = 0;                   // to y_row() and, stride apart, the rows below; adds first if accumulating
-  virtual void Data() {}                          // constants behind the code
+  virtual void StoreSums() = 0;  // to y_row() and, stride apart, the rows below; adds first if accumulating
+  virtual void Data() {}         // constants behind the code
 
   // Addresses. `offset` in bytes.
   Xbyak::RegExp codes(int offset) const { return w_ + offset; }
   Xbyak::RegExp scales(int offset) const;
   Xbyak::RegExp x(int m, int offset) const { return RowOf(x_, m) + offset; }
   Xbyak::RegExp meta(int m, int offset) const { return RowOf(meta_, m) + offset; }
-  Xbyak::RegExp super_scales(int offset) const { return super_ + offset; }   // K types: 16 F16 d, then dmin
+  Xbyak::RegExp super_scales(int offset) const { return super_ + offset; }  // K types: 16 F16 d, then dmin
 
   const PackedFormat& format() const { return *spec_.format; }
   int m() const { return spec_.m; }
-  int pass() const { return pass_; }              // being emitted now
+  int pass() const { return pass_; }  // being emitted now
   int rows_per_pass() const { return kPanelRows / passes_; }
   int groups_per_chunk() const { return kChunk / format().group; }
   bool f16_scales() const { return format().scale == ScaleKind::kF16; }
@@ -78,8 +78,8 @@ class LinearJit : public Xbyak::CodeGenerator {
   const Xbyak::Reg64 n_chunks_ = r13, scales_ = r14, super_ = r15;
 };
 
-std::unique_ptr<LinearJit> MakeLinearAvx2(const LinearSpec& spec);     // M 1 .. kLinearMaxMAvx2
-std::unique_ptr<LinearJit> MakeLinearAvx512(const LinearSpec& spec);   // M 1 .. kLinearMaxM
+std::unique_ptr<LinearJit> MakeLinearAvx2(const LinearSpec& spec);    // M 1 .. kLinearMaxMAvx2
+std::unique_ptr<LinearJit> MakeLinearAvx512(const LinearSpec& spec);  // M 1 .. kLinearMaxM
 inline constexpr int kLinearMaxMAvx2 = 2;
 
 }  // namespace thermocline

@@ -1,6 +1,7 @@
 // The specification of the packed matrix-vector product: integer sums exact, everything else in double.
-#include "cpu/activations.h"
 #include "cpu/linear.h"
+
+#include "cpu/activations.h"
 
 namespace thermocline {
 namespace {

@@ -31,8 +31,13 @@ struct Case {
   test::GuardedBuffer<uint8_t> panels, x;
 
   Case(const PackedFormat& format, int64_t n, int64_t k, int m, uint32_t seed, bool extreme = false)
-      : format(format), n(n), k(k), m(m), packed(format.source, n, k),
-        panels(packed.bytes(), 64), x(m * ActivationRowBytes(k), 64) {
+      : format(format),
+        n(n),
+        k(k),
+        m(m),
+        packed(format.source, n, k),
+        panels(packed.bytes(), 64),
+        x(m * ActivationRowBytes(k), 64) {
     std::mt19937 rng(seed);
     std::vector<uint8_t> source = test::RandomWeights(format.source, n, k, rng);
     packed.PackPanels(source.data(), 0, packed.n_panels());
@@ -60,8 +65,8 @@ struct Case {
   }
 
   LinearArgs Args(float* y) const {
-    return {panels.data(), x.data(),           ActivationRowBytes(k), y, packed.n_panels() * 64, packed.n_panels(),
-            packed.n_blocks(), 0};
+    return {panels.data(),          x.data(),          ActivationRowBytes(k), y,
+            packed.n_panels() * 64, packed.n_panels(), packed.n_blocks(),     0};
   }
   int64_t y_size() const { return m * packed.n_panels() * kPanelRows; }
 };

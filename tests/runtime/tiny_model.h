@@ -16,7 +16,7 @@ struct TinyModel {
   std::string file;
   std::vector<TokenId> tokens;
   std::vector<int> positions;
-  std::vector<float> logits;   // (positions, vocabulary)
+  std::vector<float> logits;  // (positions, vocabulary)
   float max_abs;
 
   std::string path() const { return std::string(THERMOCLINE_TEST_DATA "/tiny/") + file; }

@@ -36,9 +36,8 @@ TEST_CASE("tiny models: every field of the architecture table matters") {
   };
   const Mutation mutations[] = {
       {"rope", [](Arch& a) { a.rope = a.rope == RopeKind::kHalves ? RopeKind::kInterleaved : RopeKind::kHalves; }},
-      {"activation", [](Arch& a) {
-         a.activation = a.activation == Activation::kSilu ? Activation::kGeluTanh : Activation::kSilu;
-       }},
+      {"activation",
+       [](Arch& a) { a.activation = a.activation == Activation::kSilu ? Activation::kGeluTanh : Activation::kSilu; }},
       {"qk_norm", [](Arch& a) { a.qk_norm = !a.qk_norm; }},
       {"post_norms", [](Arch& a) { a.post_norms = !a.post_norms; }},
       {"scale_embedding", [](Arch& a) { a.scale_embedding = !a.scale_embedding; }},
