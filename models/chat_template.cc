@@ -47,7 +47,7 @@ std::string ReadFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   std::string text;
   if (file) {
-    text.assign(kMaxTemplateBytes + 1, '\0');   // one more, so that the lexer sees it is too long
+    text.assign(kMaxTemplateBytes + 1, '\0');  // one more, so that the lexer sees it is too long
     file.read(text.data(), static_cast<std::streamsize>(text.size()));
     text.resize(static_cast<size_t>(file.gcount()));
   }
@@ -94,11 +94,12 @@ ChatTemplate ChatTemplate::Load(const GgufFile& file, const Tokenizer& tokenizer
   }
   constexpr std::string_view kKey = "tokenizer.chat_template";
   if (file.Find(kKey) == nullptr) {
-    throw Error("{} has no chat template, so how it was taught to chat is unknown. Name one with --template chatml, "
-                "--template gemma or --template FILE (a Jinja file), or send the prompt as it is with --raw.",
-                Quoted(file.path()));
+    throw Error(
+        "{} has no chat template, so how it was taught to chat is unknown. Name one with --template chatml, "
+        "--template gemma or --template FILE (a Jinja file), or send the prompt as it is with --raw.",
+        file.path());
   }
-  return parse(file.GetString(kKey), fmt::format("{}: {}", Quoted(file.path()), kKey));
+  return parse(file.GetString(kKey), fmt::format("{}: {}", file.path(), Quoted(kKey)));
 }
 
 std::vector<TextPiece> ChatTemplate::Render(const std::vector<Message>& messages, bool add_generation_prompt,
@@ -111,12 +112,13 @@ std::vector<TextPiece> ChatTemplate::Render(const std::vector<Message>& messages
   }
   if (replaced != nullptr) *replaced = n_replaced;
   // The names that transformers gives its templates.
-  const jinja::Text text = template_->Render({{jinja::Text("messages"), jinja::Value::Of(std::move(list))},
-                                              {jinja::Text("tools"), jinja::None{}},
-                                              {jinja::Text("documents"), jinja::None{}},
-                                              {jinja::Text("add_generation_prompt"), jinja::Value(add_generation_prompt)},
-                                              {jinja::Text("bos_token"), jinja::Text(bos_)},
-                                              {jinja::Text("eos_token"), jinja::Text(eos_)}});
+  const jinja::Text text =
+      template_->Render({{jinja::Text("messages"), jinja::Value::Of(std::move(list))},
+                         {jinja::Text("tools"), jinja::None{}},
+                         {jinja::Text("documents"), jinja::None{}},
+                         {jinja::Text("add_generation_prompt"), jinja::Value(add_generation_prompt)},
+                         {jinja::Text("bos_token"), jinja::Text(bos_)},
+                         {jinja::Text("eos_token"), jinja::Text(eos_)}});
   std::vector<TextPiece> pieces;
   size_t begin = 0;
   for (const auto& run : text.runs()) {

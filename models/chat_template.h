@@ -19,7 +19,7 @@ class Template;
 }
 
 struct Message {
-  std::string role;      // "system", "user", "assistant"
+  std::string role;  // "system", "user", "assistant"
   std::string content;
 };
 
@@ -29,8 +29,7 @@ class ChatTemplate {
   // Throws Error when the model has none and `which` is empty (saying what to do), when a file cannot be read, and for
   // syntax beyond the supported part, with line and column. `bos`/`eos` are the template's bos_token/eos_token.
   static ChatTemplate Load(const GgufFile& file, const Tokenizer& tokenizer, std::string_view which);
-  static ChatTemplate Parse(std::string_view source, std::string_view bos, std::string_view eos,
-                            std::string_view name);
+  static ChatTemplate Parse(std::string_view source, std::string_view bos, std::string_view eos, std::string_view name);
   ChatTemplate(ChatTemplate&&) noexcept;
   ChatTemplate& operator=(ChatTemplate&&) noexcept;
   ~ChatTemplate();

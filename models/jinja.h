@@ -19,17 +19,17 @@
 namespace thermocline::jinja {
 
 struct Position {
-  int line = 1, column = 1;   // column counts characters
+  int line = 1, column = 1;  // column counts characters
 };
 
 enum class TokenKind : uint8_t {
-  kData,          // text outside of tags, whitespace control already applied
-  kOutputBegin,   // {{
+  kData,         // text outside of tags, whitespace control already applied
+  kOutputBegin,  // {{
   kOutputEnd,
-  kBlockBegin,    // {%
+  kBlockBegin,  // {%
   kBlockEnd,
   kName,
-  kString,        // escapes resolved
+  kString,  // escapes resolved
   kInteger,
   kFloat,
   kOperator,
@@ -48,45 +48,48 @@ std::vector<Token> Lex(std::string_view source, std::string_view name);
 
 enum class NodeKind : uint8_t {
   // Statements; `body` is a kBlock.
-  kBlock,         // children
-  kData,          // text
-  kOutput,        // a
-  kIf,            // a, body, other (else or elif; may be null)
-  kFor,           // names, a (iterable), b (condition; may be null), body, other (else; may be null)
-  kSet,           // names, a;  names = {"ns"}, field = "x" for ns.x
-  kSetBlock,      // names, body
-  kMacro,         // text = name, names = parameters, children = defaults of the last parameters, body
+  kBlock,     // children
+  kData,      // text
+  kOutput,    // a
+  kIf,        // a, body, other (else or elif; may be null)
+  kFor,       // names, a (iterable), b (condition; may be null), body, other (else; may be null)
+  kSet,       // names, a;  names = {"ns"}, field = "x" for ns.x
+  kSetBlock,  // names, body
+  kMacro,     // text = name, names = parameters, children = defaults of the last parameters, body
   kBreak,
   kContinue,
   // Expressions.
-  kLiteral,       // value
-  kName,          // text
-  kList,          // children
-  kDict,          // children: key, value, key, value, ...
-  kAttribute,     // a, text
-  kIndex,         // a, b
-  kSlice,         // a, children = begin, end, step (null: left out)
-  kCall,          // a, arguments
-  kFilter,        // a, text, arguments
-  kTest,          // a, text, arguments; negated
-  kNot, kNegate, kPlus,      // a
-  kAnd, kOr,                 // a, b
-  kBinary,                   // a, text = operator, b
-  kCompare,                  // a, then children with their operators in names ("==", "in", "not in", ...)
-  kConditional,              // a if b else other (may be null)
+  kLiteral,    // value
+  kName,       // text
+  kList,       // children
+  kDict,       // children: key, value, key, value, ...
+  kAttribute,  // a, text
+  kIndex,      // a, b
+  kSlice,      // a, children = begin, end, step (null: left out)
+  kCall,       // a, arguments
+  kFilter,     // a, text, arguments
+  kTest,       // a, text, arguments; negated
+  kNot,
+  kNegate,
+  kPlus,  // a
+  kAnd,
+  kOr,           // a, b
+  kBinary,       // a, text = operator, b
+  kCompare,      // a, then children with their operators in names ("==", "in", "not in", ...)
+  kConditional,  // a if b else other (may be null)
 };
 
 struct Node {
   NodeKind kind;
   Position at;
-  int depth = 1;             // levels of nodes below and including this one
+  int depth = 1;  // levels of nodes below and including this one
   std::string text, field;
   std::vector<std::string> names;
   Value value;
   bool negated = false;
   std::unique_ptr<Node> a, b, body, other;
   std::vector<std::unique_ptr<Node>> children;
-  std::vector<std::pair<std::string, std::unique_ptr<Node>>> keywords;   // named arguments
+  std::vector<std::pair<std::string, std::unique_ptr<Node>>> keywords;  // named arguments
 };
 
 class Template {

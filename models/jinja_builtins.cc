@@ -54,17 +54,25 @@ Text Printed(const Value& value, const Arguments& args) { return ToText(value, a
 
 Value Trim(const Value& value, const Arguments& args) {
   const Value* chars = args.Find(0, "chars");
-  return Stripped(Printed(value, args), chars == nullptr || chars->is_none() ? nullptr : &args.TextAt(0, "chars"), true, true);
+  return Stripped(Printed(value, args), chars == nullptr || chars->is_none() ? nullptr : &args.TextAt(0, "chars"), true,
+                  true);
 }
-Value Upper(const Value& value, const Arguments& args) { return Mapped(Printed(value, args), Casing::kUpper, args.budget); }
-Value Lower(const Value& value, const Arguments& args) { return Mapped(Printed(value, args), Casing::kLower, args.budget); }
-Value Title(const Value& value, const Arguments& args) { return Mapped(Printed(value, args), Casing::kTitle, args.budget); }
+Value Upper(const Value& value, const Arguments& args) {
+  return Mapped(Printed(value, args), Casing::kUpper, args.budget);
+}
+Value Lower(const Value& value, const Arguments& args) {
+  return Mapped(Printed(value, args), Casing::kLower, args.budget);
+}
+Value Title(const Value& value, const Arguments& args) {
+  return Mapped(Printed(value, args), Casing::kTitle, args.budget);
+}
 Value Capitalize(const Value& value, const Arguments& args) {
   return Mapped(Printed(value, args), Casing::kCapitalize, args.budget);
 }
 
 Value Length(const Value& value, const Arguments& args) {
-  if (value.text() != nullptr) return Value(static_cast<int64_t>(CharacterStarts(*value.text(), args.budget).size()) - 1);
+  if (value.text() != nullptr)
+    return Value(static_cast<int64_t>(CharacterStarts(*value.text(), args.budget).size()) - 1);
   if (value.list() != nullptr) return Value(static_cast<int64_t>(value.list()->size()));
   if (value.dict() != nullptr) return Value(static_cast<int64_t>(value.dict()->size()));
   if (value.undefined() != nullptr) return Value(int64_t{0});
@@ -105,7 +113,8 @@ Value Join(const Value& value, const Arguments& args) {
   bool first = true;
   for (const Value& item : ToList(value, args.budget)) {
     if (!first && between != nullptr) joined.Append(ToText(*between, args.budget));
-    joined.Append(ToText(by_attribute ? AttributeOf(item, args.TextAt(1, "attribute"), args.budget) : item, args.budget));
+    joined.Append(
+        ToText(by_attribute ? AttributeOf(item, args.TextAt(1, "attribute"), args.budget) : item, args.budget));
     args.budget.ChargeText(joined.size());
     first = false;
   }
@@ -113,7 +122,8 @@ Value Join(const Value& value, const Arguments& args) {
 }
 
 Value ReplaceFilter(const Value& value, const Arguments& args) {
-  return Replaced(Printed(value, args), args.TextAt(0, "old"), args.TextAt(1, "new"), args.IntegerAt(2, "count", -1), args.budget);
+  return Replaced(Printed(value, args), args.TextAt(0, "old"), args.TextAt(1, "new"), args.IntegerAt(2, "count", -1),
+                  args.budget);
 }
 
 Value ToJson(const Value& value, const Arguments& args) {
@@ -190,6 +200,7 @@ Value Map(const Value& value, const Arguments& args) {
   List mapped;
   const Value* attribute = args.Find(SIZE_MAX, "attribute");
   if (attribute == nullptr && args.positional.empty()) args.budget.Fail("map needs a filter or attribute=");
+  if (!value.Truth()) return Made({}, args);  // none too, as jinja2 has it
   for (const Value& item : ToList(value, args.budget)) {
     if (attribute != nullptr) {
       mapped.push_back(AttributeOf(item, args.TextAt(SIZE_MAX, "attribute"), args.budget));
@@ -207,6 +218,7 @@ Value Map(const Value& value, const Arguments& args) {
 Value Selected(const Value& value, const Arguments& args, bool by_attribute, bool wanted) {
   List selected;
   const size_t test_at = by_attribute ? 1 : 0;
+  if (!value.Truth()) return Made({}, args);  // none too, as jinja2 has it
   for (const Value& item : ToList(value, args.budget)) {
     const Value tested = by_attribute ? AttributeOf(item, args.TextAt(0), args.budget) : item;
     bool passes = tested.Truth();
@@ -226,13 +238,33 @@ Value SelectAttr(const Value& value, const Arguments& args) { return Selected(va
 Value RejectAttr(const Value& value, const Arguments& args) { return Selected(value, args, true, false); }
 
 constexpr Entry<FilterFunction> kFilters[] = {
-    {"abs", Abs},           {"capitalize", Capitalize}, {"count", Length},   {"d", Default},
-    {"default", Default},   {"first", First},           {"float", Float},    {"int", Int},
-    {"items", Items},       {"join", Join},             {"last", Last},      {"length", Length},
-    {"list", ListFilter},   {"lower", Lower},           {"map", Map},        {"reject", Reject},
-    {"rejectattr", RejectAttr}, {"replace", ReplaceFilter}, {"reverse", Reverse}, {"safe", Safe},
-    {"select", Select},     {"selectattr", SelectAttr}, {"string", String},  {"title", Title},
-    {"tojson", ToJson},     {"trim", Trim},             {"upper", Upper},
+    {"abs", Abs},
+    {"capitalize", Capitalize},
+    {"count", Length},
+    {"d", Default},
+    {"default", Default},
+    {"first", First},
+    {"float", Float},
+    {"int", Int},
+    {"items", Items},
+    {"join", Join},
+    {"last", Last},
+    {"length", Length},
+    {"list", ListFilter},
+    {"lower", Lower},
+    {"map", Map},
+    {"reject", Reject},
+    {"rejectattr", RejectAttr},
+    {"replace", ReplaceFilter},
+    {"reverse", Reverse},
+    {"safe", Safe},
+    {"select", Select},
+    {"selectattr", SelectAttr},
+    {"string", String},
+    {"title", Title},
+    {"tojson", ToJson},
+    {"trim", Trim},
+    {"upper", Upper},
 };
 
 // ---- Tests ----
@@ -275,7 +307,11 @@ constexpr Entry<TestFunction> kTests[] = {
     {"mapping", [](const Value& v, const Arguments&) { return v.dict() != nullptr; }},
     {"ne", [](const Value& v, const Arguments& args) { return !Equal(v, Other(args), args.budget); }},
     {"none", [](const Value& v, const Arguments&) { return v.is_none(); }},
-    {"number", [](const Value& v, const Arguments&) { double number; return AsNumber(v, number); }},
+    {"number",
+     [](const Value& v, const Arguments&) {
+       double number;
+       return AsNumber(v, number);
+     }},
     {"odd", [](const Value& v, const Arguments& args) { return IntegerOf(v, args) % 2 != 0; }},
     {"sequence", [](const Value& v, const Arguments&) { return v.list() || v.dict() || v.text() || v.undefined(); }},
     {"string", [](const Value& v, const Arguments&) { return v.text() != nullptr; }},
@@ -306,7 +342,8 @@ Value Affix(const Value& value, const Arguments& args, bool begins) {
 Value SplitMethod(const Value& value, const Arguments& args) {
   const Value* separator = args.Find(0, "sep");
   const bool by_space = separator == nullptr || separator->is_none();
-  List parts = Split(Self(value, args), by_space ? nullptr : &args.TextAt(0, "sep"), args.IntegerAt(1, "maxsplit", -1), args.budget);
+  List parts = Split(Self(value, args), by_space ? nullptr : &args.TextAt(0, "sep"), args.IntegerAt(1, "maxsplit", -1),
+                     args.budget);
   return Made(std::move(parts), args);
 }
 
@@ -332,7 +369,8 @@ constexpr Entry<FilterFunction> kTextMethods[] = {
     {"count", Count},
     {"endswith", [](const Value& v, const Arguments& args) { return Affix(v, args, false); }},
     {"find", Find},
-    {"join", [](const Value& v, const Arguments& args) {
+    {"join",
+     [](const Value& v, const Arguments& args) {
        return Join(args.positional.empty() ? Value() : args.positional[0], {args.budget, args.function, {v}, {}});
      }},
     {"lower", Lower},
@@ -438,7 +476,8 @@ const Value* Arguments::Find(size_t index, std::string_view keyword) const {
 const Text& Arguments::TextAt(size_t index, std::string_view keyword) const {
   const Value* value = Find(index, keyword);
   if (value == nullptr || value->text() == nullptr) {
-    budget.Fail(fmt::format("{} needs a string here, not {}", function, value == nullptr ? "nothing" : value->KindName()));
+    budget.Fail(
+        fmt::format("{} needs a string here, not {}", function, value == nullptr ? "nothing" : value->KindName()));
   }
   return *value->text();
 }

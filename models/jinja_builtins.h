@@ -15,11 +15,11 @@ namespace thermocline::jinja {
 class Budget {
  public:
   explicit Budget(const std::string& name) : name_(name) {}
-  Position at;   // of the node being evaluated
+  Position at;  // of the node being evaluated
 
   void Charge(uint64_t steps);
-  void ChargeText(size_t bytes);     // a text of so many bytes is made
-  void ChargeItems(size_t items);    // a list of so many items is made
+  void ChargeText(size_t bytes);   // a text of so many bytes is made
+  void ChargeItems(size_t items);  // a list of so many items is made
   [[noreturn]] void Fail(std::string_view message) const;
   const std::string& name() const { return name_; }
 
@@ -30,7 +30,7 @@ class Budget {
 
 struct Arguments {
   Budget& budget;
-  std::string_view function;   // for errors
+  std::string_view function;  // for errors
   std::vector<Value> positional;
   std::vector<std::pair<std::string, Value>> named;
 
@@ -39,7 +39,7 @@ struct Arguments {
   // These fail when the argument is of another kind, and without `fallback` when it is left out.
   const Text& TextAt(size_t index, std::string_view keyword = "") const;
   int64_t IntegerAt(size_t index, std::string_view keyword, int64_t fallback) const;
-  bool TruthAt(size_t index, std::string_view keyword) const;   // false when left out
+  bool TruthAt(size_t index, std::string_view keyword) const;  // false when left out
 };
 
 // nullptr: no such name.
@@ -47,8 +47,8 @@ using FilterFunction = Value (*)(const Value& value, const Arguments& arguments)
 using TestFunction = bool (*)(const Value& value, const Arguments& arguments);
 FilterFunction FindFilter(std::string_view name);
 TestFunction FindTest(std::string_view name);
-FilterFunction FindMethod(const Value& of, std::string_view name);   // of strings and dictionaries
-FilterFunction FindFunction(std::string_view name);                  // global; `value` is not used
+FilterFunction FindMethod(const Value& of, std::string_view name);  // of strings and dictionaries
+FilterFunction FindFunction(std::string_view name);                 // global; `value` is not used
 std::string FilterNames();
 std::string TestNames();
 

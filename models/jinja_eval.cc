@@ -36,7 +36,7 @@ class Evaluator {
     Text out;
     try {
       Execute(root, out);
-    } catch (const std::length_error& error) {   // from Value::Of
+    } catch (const std::length_error& error) {  // from Value::Of
       budget_.Fail(error.what());
     }
     return out;
@@ -47,7 +47,7 @@ class Evaluator {
 
   const Value* Find(std::string_view name) const {
     for (size_t i = frames_.size(); i-- > 0;) {
-      if (i < base_ && i > 0) continue;   // a macro sees the template's names, not its caller's
+      if (i < base_ && i > 0) continue;  // a macro sees the template's names, not its caller's
       for (const auto& [known, value] : frames_[i].names) {
         if (known == name) return &value;
       }
@@ -98,35 +98,22 @@ class Evaluator {
           if (const Flow flow = Execute(*child, out); flow != Flow::kNext) return flow;
         }
         return Flow::kNext;
-      case NodeKind::kData:
-        Append(Text(node.text), out);
-        return Flow::kNext;
-      case NodeKind::kOutput:
-        Append(ToText(Evaluate(*node.a), budget_), out);
-        return Flow::kNext;
+      case NodeKind::kData: Append(Text(node.text), out); return Flow::kNext;
+      case NodeKind::kOutput: Append(ToText(Evaluate(*node.a), budget_), out); return Flow::kNext;
       case NodeKind::kIf:
         if (Evaluate(*node.a).Truth()) return Execute(*node.body, out);
         return node.other == nullptr ? Flow::kNext : Execute(*node.other, out);
-      case NodeKind::kFor:
-        ExecuteFor(node, out);
-        return Flow::kNext;
-      case NodeKind::kSet:
-        ExecuteSet(node);
-        return Flow::kNext;
+      case NodeKind::kFor: ExecuteFor(node, out); return Flow::kNext;
+      case NodeKind::kSet: ExecuteSet(node); return Flow::kNext;
       case NodeKind::kSetBlock: {
         Text captured;
         const Flow flow = Execute(*node.body, captured);
         Assign(node.names[0], std::move(captured));
         return flow;
       }
-      case NodeKind::kMacro:
-        Assign(node.text, Function{node.text, &node});
-        return Flow::kNext;
-      case NodeKind::kBreak:
-        return Flow::kBreak;
-      default:
-        CHECK(node.kind == NodeKind::kContinue);
-        return Flow::kContinue;
+      case NodeKind::kMacro: Assign(node.text, Function{node.text, &node}); return Flow::kNext;
+      case NodeKind::kBreak: return Flow::kBreak;
+      default: CHECK(node.kind == NodeKind::kContinue); return Flow::kContinue;
     }
   }
 
@@ -177,25 +164,18 @@ class Evaluator {
     budget_.at = node.at;
     budget_.Charge(1);
     switch (node.kind) {
-      case NodeKind::kLiteral:
-        return node.value;
+      case NodeKind::kLiteral: return node.value;
       case NodeKind::kName: {
         if (const Value* value = Find(node.text)) return *value;
         if (FindFunction(node.text) != nullptr) return Function{node.text, nullptr};
         return Undefined{node.text};
       }
-      case NodeKind::kList:
-        return EvaluateList(node);
-      case NodeKind::kDict:
-        return EvaluateDict(node);
-      case NodeKind::kAttribute:
-        return EvaluateAttribute(node);
-      case NodeKind::kIndex:
-        return EvaluateIndex(node);
-      case NodeKind::kSlice:
-        return EvaluateSlice(node);
-      case NodeKind::kCall:
-        return EvaluateCall(node);
+      case NodeKind::kList: return EvaluateList(node);
+      case NodeKind::kDict: return EvaluateDict(node);
+      case NodeKind::kAttribute: return EvaluateAttribute(node);
+      case NodeKind::kIndex: return EvaluateIndex(node);
+      case NodeKind::kSlice: return EvaluateSlice(node);
+      case NodeKind::kCall: return EvaluateCall(node);
       case NodeKind::kFilter: {
         const FilterFunction filter = FindFilter(node.text);
         if (filter == nullptr) {
@@ -210,11 +190,9 @@ class Evaluator {
         const Value value = Evaluate(*node.a);
         return Value(test(value, EvaluateArguments(node, node.text)) != node.negated);
       }
-      case NodeKind::kNot:
-        return Value(!Evaluate(*node.a).Truth());
+      case NodeKind::kNot: return Value(!Evaluate(*node.a).Truth());
       case NodeKind::kNegate:
-      case NodeKind::kPlus:
-        return EvaluateSign(node);
+      case NodeKind::kPlus: return EvaluateSign(node);
       case NodeKind::kAnd: {
         Value value = Evaluate(*node.a);
         return value.Truth() ? Evaluate(*node.b) : value;
@@ -223,10 +201,8 @@ class Evaluator {
         Value value = Evaluate(*node.a);
         return value.Truth() ? value : Evaluate(*node.b);
       }
-      case NodeKind::kBinary:
-        return EvaluateBinary(node);
-      case NodeKind::kCompare:
-        return EvaluateCompare(node);
+      case NodeKind::kBinary: return EvaluateBinary(node);
+      case NodeKind::kCompare: return EvaluateCompare(node);
       default:
         CHECK(node.kind == NodeKind::kConditional);
         if (Evaluate(*node.b).Truth()) return Evaluate(*node.a);
@@ -244,7 +220,8 @@ class Evaluator {
     Dict dict;
     for (size_t i = 0; i + 1 < node.children.size(); i += 2) {
       const Value key = Evaluate(*node.children[i]);
-      if (key.text() == nullptr) budget_.Fail(fmt::format("the key of a dictionary is {}, not a string", key.KindName()));
+      if (key.text() == nullptr)
+        budget_.Fail(fmt::format("the key of a dictionary is {}, not a string", key.KindName()));
       dict.emplace_back(*key.text(), Part(*node.children[i + 1]));
     }
     return Value::Of(std::move(dict));
@@ -287,7 +264,8 @@ class Evaluator {
     if (key.text() != nullptr) return Field(of, key.text()->str(), budget_);
     int64_t index = 0;
     if (!AsInteger(key, index)) budget_.Fail(fmt::format("{} is no index", key.KindName()));
-    if (of.undefined() != nullptr) budget_.Fail(fmt::format("{} is undefined, so it has no items", of.undefined()->name));
+    if (of.undefined() != nullptr)
+      budget_.Fail(fmt::format("{} is undefined, so it has no items", of.undefined()->name));
     if (of.list() == nullptr && of.text() == nullptr) return Value();
     const List items = of.list() != nullptr ? List() : ToList(of, budget_);
     const List& list = of.list() != nullptr ? *of.list() : items;
@@ -342,12 +320,14 @@ class Evaluator {
     if (node.a->kind == NodeKind::kAttribute) return EvaluateMethod(node);
     const Value callee = Evaluate(*node.a);
     if (callee.function() == nullptr) {
-      budget_.Fail(callee.undefined() != nullptr ? fmt::format("{} is undefined, so it cannot be called", callee.undefined()->name)
-                                                 : fmt::format("{} cannot be called", callee.KindName()));
+      budget_.Fail(callee.undefined() != nullptr
+                       ? fmt::format("{} is undefined, so it cannot be called", callee.undefined()->name)
+                       : fmt::format("{} cannot be called", callee.KindName()));
     }
     const Function function = *callee.function();
     const Arguments arguments = EvaluateArguments(node, function.name);
-    return function.macro != nullptr ? CallMacro(*function.macro, arguments) : FindFunction(function.name)({}, arguments);
+    return function.macro != nullptr ? CallMacro(*function.macro, arguments)
+                                     : FindFunction(function.name)({}, arguments);
   }
 
   Value EvaluateMethod(const Node& node) {
@@ -360,14 +340,15 @@ class Evaluator {
     }
     const Value of = Evaluate(*attribute.a);
     budget_.at = attribute.at;
-    if (of.undefined() != nullptr) Field(of, attribute.text, budget_);   // fails
+    if (of.undefined() != nullptr) Field(of, attribute.text, budget_);  // fails
     const FilterFunction method = FindMethod(of, attribute.text);
     if (method == nullptr) budget_.Fail(fmt::format("{} has no method {}", of.KindName(), Quoted(attribute.text)));
     return method(of, EvaluateArguments(node, attribute.text));
   }
 
   Value CallMacro(const Node& macro, const Arguments& arguments) {
-    if (++calls_ > kMaxTemplateCalls) budget_.Fail(fmt::format("macros call each other more than {} deep", kMaxTemplateCalls));
+    if (++calls_ > kMaxTemplateCalls)
+      budget_.Fail(fmt::format("macros call each other more than {} deep", kMaxTemplateCalls));
     if (arguments.positional.size() > macro.names.size()) {
       budget_.Fail(fmt::format("the macro {} takes {} arguments", macro.text, macro.names.size()));
     }
@@ -384,7 +365,8 @@ class Evaluator {
       if (given != nullptr) {
         Assign(macro.names[i], *given);
       } else {
-        Assign(macro.names[i], i < first_default ? Value(Undefined{macro.names[i]}) : Evaluate(*macro.children[i - first_default]));
+        Assign(macro.names[i],
+               i < first_default ? Value(Undefined{macro.names[i]}) : Evaluate(*macro.children[i - first_default]));
       }
     }
     Text out;
@@ -461,8 +443,8 @@ class Evaluator {
     if (op == "*") result = CheckedMul(a, b);
     if (op == "//" || op == "%") {
       if (b == 0) budget_.Fail("division by zero");
-      if (b != -1) {   // INT64_MIN / -1 overflows
-        const int64_t quotient = a / b - (a % b != 0 && (a < 0) != (b < 0) ? 1 : 0);   // rounds down
+      if (b != -1) {                                                                  // INT64_MIN / -1 overflows
+        const int64_t quotient = a / b - (a % b != 0 && (a < 0) != (b < 0) ? 1 : 0);  // rounds down
         result = op == "//" ? quotient : a - quotient * b;
       } else if (op == "%") {
         result = 0;
@@ -513,7 +495,7 @@ class Evaluator {
     if (op == "not in") return !Contains(b, a, budget_);
     double x = 0, y = 0;
     if (a.text() != nullptr && b.text() != nullptr) {
-      const int order = a.text()->str().compare(b.text()->str());   // UTF-8 sorts as its characters do
+      const int order = a.text()->str().compare(b.text()->str());  // UTF-8 sorts as its characters do
       return Ordered(op, order, 0);
     }
     if (!AsNumber(a, x) || !AsNumber(b, y)) {
@@ -529,7 +511,7 @@ class Evaluator {
 
   Budget budget_;
   std::vector<Frame> frames_;
-  size_t base_ = 0;   // frames below are hidden, but for the first
+  size_t base_ = 0;  // frames below are hidden, but for the first
   int calls_ = 0;
 };
 

@@ -1,6 +1,7 @@
 // Cuts a template into tokens and applies whitespace control, as jinja2 3.1 does with trim_blocks and lstrip_blocks:
 //   {%- -%} and the like strip all white space on their side, {%+ +%} keep it
-//   without a sign, white space between the beginning of a line and {% or {# goes, and so does one newline after %} or #}
+//   without a sign, white space between the beginning of a line and {% or {# goes, and so does one newline after %} or
+//   #}
 #include <algorithm>
 
 #include "models/error.h"
@@ -12,8 +13,8 @@
 namespace thermocline::jinja {
 namespace {
 
-constexpr std::string_view kOperators[] = {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~",
-                                           "[",  "]",  "(",  ")",  "{",  "}",  ">", "<", "=", ".", ":", "|", ","};
+constexpr std::string_view kOperators[] = {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[",
+                                           "]",  "(",  ")",  "{",  "}",  ">",  "<", "=", ".", ":", "|", ","};
 
 bool IsBlank(char c) { return IsSpace(static_cast<uint8_t>(c)) && static_cast<uint8_t>(c) < 0x80; }
 bool IsDigit(char c) { return c >= '0' && c <= '9'; }
@@ -73,7 +74,8 @@ class Lexer {
   // Text up to the next tag, and that tag.
   void LexData() {
     size_t tag = text_.find('{', pos_);
-    while (tag < text_.size() && (tag + 1 == text_.size() || std::string_view("{%#").find(text_[tag + 1]) == std::string_view::npos)) {
+    while (tag < text_.size() &&
+           (tag + 1 == text_.size() || std::string_view("{%#").find(text_[tag + 1]) == std::string_view::npos)) {
       tag = text_.find('{', tag + 1);
     }
     if (tag >= text_.size()) {
@@ -97,9 +99,10 @@ class Lexer {
     if (sign == '-') {
       while (!data.empty() && IsBlank(data.back())) data.pop_back();
     } else if (sign != '+' && kind != '{') {
-      const size_t line = data.rfind('\n') + 1;   // 0: none
+      const size_t line = data.rfind('\n') + 1;  // 0: none
       const bool begins_line = line > 0 || pos_ == 0 || text_[pos_ - 1] == '\n';
-      if (begins_line && std::all_of(data.begin() + static_cast<std::ptrdiff_t>(line), data.end(), IsBlank)) data.resize(line);
+      if (begins_line && std::all_of(data.begin() + static_cast<std::ptrdiff_t>(line), data.end(), IsBlank))
+        data.resize(line);
     }
     if (!data.empty()) Add(TokenKind::kData, std::move(data));
   }
@@ -129,7 +132,7 @@ class Lexer {
     if (!MatchTag(pos_, "raw", end, strip, keep)) return false;
     const size_t opened = pos_;
     pos_ = end;
-    SkipAfter(strip, true, false);   // jinja2 keeps the newline after {% raw %}
+    SkipAfter(strip, true, false);  // jinja2 keeps the newline after {% raw %}
     for (size_t close = text_.find("{%", pos_); close != std::string::npos; close = text_.find("{%", close + 2)) {
       if (!MatchTag(close, "endraw", end, strip, keep)) continue;
       AddData(close, '%', text_[close + 2]);
@@ -159,7 +162,7 @@ class Lexer {
   }
 
   void LexExpression(std::string_view closing) {
-    int open = 0;   // brackets: }} may close two dictionaries
+    int open = 0;  // brackets: }} may close two dictionaries
     while (true) {
       while (IsBlank(Here())) ++pos_;
       if (pos_ >= text_.size()) FailHere(fmt::format("the template ends where {} is expected", closing));
@@ -195,7 +198,8 @@ class Lexer {
       return;
     }
     const Utf8Char unknown = DecodeUtf8(text_, pos_);
-    FailHere(fmt::format("unexpected character {}", Quoted(std::string_view(text_).substr(pos_, static_cast<size_t>(unknown.bytes)))));
+    FailHere(fmt::format("unexpected character {}",
+                         Quoted(std::string_view(text_).substr(pos_, static_cast<size_t>(unknown.bytes)))));
   }
 
   void LexNumber() {
@@ -238,7 +242,7 @@ class Lexer {
       value += kTo[at];
       return i + 1;
     }
-    if (c == '\n') return i + 1;   // a line goes on
+    if (c == '\n') return i + 1;  // a line goes on
     const int digits = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0;
     if (digits == 0) {
       value += '\\';
@@ -247,11 +251,15 @@ class Lexer {
     char32_t code = 0;
     for (int k = 1; k <= digits; ++k) {
       const size_t at = i + static_cast<size_t>(k);
-      const size_t digit = at < text_.size() ? std::string_view("0123456789abcdef").find(static_cast<char>(text_[at] | 0x20)) : std::string_view::npos;
-      if (digit == std::string_view::npos || (text_[at] < '0')) FailHere(fmt::format("the string holds an incomplete \\{}", c));
+      const size_t digit = at < text_.size()
+                               ? std::string_view("0123456789abcdef").find(static_cast<char>(text_[at] | 0x20))
+                               : std::string_view::npos;
+      if (digit == std::string_view::npos || (text_[at] < '0'))
+        FailHere(fmt::format("the string holds an incomplete \\{}", c));
       code = code << 4 | static_cast<char32_t>(digit);
     }
-    if (code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) FailHere("the string holds an escape that is no character");
+    if (code > 0x10FFFF || (code >= 0xD800 && code < 0xE000))
+      FailHere("the string holds an escape that is no character");
     AppendUtf8(code, value);
     return i + static_cast<size_t>(digits) + 1;
   }

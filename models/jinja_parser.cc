@@ -1,5 +1,6 @@
 // Tokens -> tree, by recursive descent with jinja2's precedences, from loosest to tightest:
-//   a if b else c | or | and | not | == != < <= > >= in, not in | + - | ~ | * / // % | ** | unary - + | . [] () | filter, is
+//   a if b else c | or | and | not | == != < <= > >= in, not in | + - | ~ | * / // % | ** | unary - + | . [] () |
+//   filter, is
 #include <algorithm>
 #include <charconv>
 #include <initializer_list>
@@ -30,7 +31,8 @@ class Parser {
 
   [[noreturn]] void FailHere(std::string_view message) const { Fail(name_, Here().at, message); }
   [[noreturn]] void FailUnexpected(std::string_view wanted) const {
-    static constexpr std::string_view kKinds[] = {"text", "{{", "}}", "{%", "%}", "", "a string", "", "", "", "the end"};
+    static constexpr std::string_view kKinds[] = {"text",     "{{", "}}", "{%", "%}",     "",
+                                                  "a string", "",   "",   "",   "the end"};
     const Token& token = Here();
     const std::string_view kind = kKinds[static_cast<size_t>(token.kind)];
     FailHere(fmt::format("{} is expected, not {}", wanted, kind.empty() ? Quoted(token.text) : std::string(kind)));
@@ -123,7 +125,7 @@ class Parser {
     if (tag == "for") return For(at);
     if (tag == "set") return Set(at);
     if (tag == "macro") return Macro(at);
-    if (tag == "generation") {   // transformers marks the assistant's text with it; only the body counts here
+    if (tag == "generation") {  // transformers marks the assistant's text with it; only the body counts here
       ExpectBlockEnd();
       NodePtr body = Body({"endgeneration"});
       EndTag();
@@ -134,8 +136,9 @@ class Parser {
       ExpectBlockEnd();
       return New(tag == "break" ? NodeKind::kBreak : NodeKind::kContinue, at);
     }
-    Fail(name_, at, fmt::format("unknown or misplaced tag {}; known are if, for, set, macro, break, continue, generation, raw",
-                                Quoted(tag)));
+    Fail(name_, at,
+         fmt::format("unknown or misplaced tag {}; known are if, for, set, macro, break, continue, generation, raw",
+                     Quoted(tag)));
   }
 
   void EndTag() {
@@ -172,7 +175,7 @@ class Parser {
     NodePtr node = New(NodeKind::kFor, at);
     node->names = Targets();
     if (!TakeName("in")) FailUnexpected("in");
-    node->a = Or();   // no conditional: `if` filters
+    node->a = Or();  // no conditional: `if` filters
     if (TakeName("if")) node->b = Expression();
     if (AtName("recursive")) FailHere("recursive loops are not supported");
     ExpectBlockEnd();
@@ -315,10 +318,18 @@ class Parser {
     return node;
   }
 
-  NodePtr Sum() { return LeftAssociative({"+", "-"}, [this] { return Concat(); }); }
-  NodePtr Concat() { return LeftAssociative({"~"}, [this] { return Product(); }); }
-  NodePtr Product() { return LeftAssociative({"*", "/", "//", "%"}, [this] { return Power(); }); }
-  NodePtr Power() { return LeftAssociative({"**"}, [this] { return Signed(true); }); }
+  NodePtr Sum() {
+    return LeftAssociative({"+", "-"}, [this] { return Concat(); });
+  }
+  NodePtr Concat() {
+    return LeftAssociative({"~"}, [this] { return Product(); });
+  }
+  NodePtr Product() {
+    return LeftAssociative({"*", "/", "//", "%"}, [this] { return Power(); });
+  }
+  NodePtr Power() {
+    return LeftAssociative({"**"}, [this] { return Signed(true); });
+  }
 
   NodePtr Signed(bool with_filters) {
     const Level level(*this);
@@ -338,10 +349,9 @@ class Parser {
   NodePtr Primary() {
     const Token& token = Here();
     switch (token.kind) {
-      case TokenKind::kName:
-        return Name();
+      case TokenKind::kName: return Name();
       case TokenKind::kString: {
-        std::string text;   // neighbouring strings are one
+        std::string text;  // neighbouring strings are one
         while (Here().kind == TokenKind::kString) text += Take().text;
         return Literal(token.at, Text(text));
       }
@@ -359,8 +369,7 @@ class Parser {
         Take();
         return Literal(token.at, Value(number));
       }
-      default:
-        break;
+      default: break;
     }
     const Position at = token.at;
     if (TakeOperator("(")) return Parenthesis(at);
@@ -505,7 +514,8 @@ class Parser {
     test->negated = TakeName("not");
     test->text = ExpectName("the name of a test");
     test->a = std::move(of);
-    const bool ends = AtName("else") || AtName("or") || AtName("and") || AtName("if") || AtName("is") || AtName("not") || AtName("in");
+    const bool ends = AtName("else") || AtName("or") || AtName("and") || AtName("if") || AtName("is") ||
+                      AtName("not") || AtName("in");
     if (AtOperator("(")) {
       Arguments(*test);
     } else if (!ends && (Here().kind == TokenKind::kName || Here().kind == TokenKind::kString ||
@@ -519,7 +529,7 @@ class Parser {
   std::vector<Token> tokens_;
   size_t next_ = 0;
   int level_ = 0;
-  int loops_ = 0;   // around here
+  int loops_ = 0;  // around here
 };
 
 }  // namespace

@@ -29,7 +29,8 @@ std::string RealText(double value) {
 
 // The text in quotes, with Python's or JSON's escapes; what is escaped keeps its origin.
 void AppendQuoted(const Text& text, bool json, Text& out, Budget& budget) {
-  const bool single = !json && (text.str().find('\'') == std::string::npos || text.str().find('"') != std::string::npos);
+  const bool single =
+      !json && (text.str().find('\'') == std::string::npos || text.str().find('"') != std::string::npos);
   const std::string_view quote = single ? "'" : "\"";
   out.Append(quote, false);
   constexpr std::string_view kFrom = "\n\t\r\b\f", kTo = "ntrbf";
@@ -102,7 +103,7 @@ Text Stripped(const Text& text, const Text* chars, bool left, bool right) {
 
 Text Mapped(const Text& text, Casing casing, Budget& budget) {
   Text mapped;
-  bool begins = true;   // a word, or the text
+  bool begins = true;  // a word, or the text
   for (size_t pos = 0; pos < text.size();) {
     const Utf8Char c = DecodeUtf8(text.str(), pos);
     const bool is_letter = IsLetter(c.code);
@@ -128,7 +129,7 @@ Text Replaced(const Text& text, const Text& old_part, const Text& new_part, int6
     replaced.Append(new_part);
     pos = at + old_part.size();
     budget.Charge(1 + new_part.size() / 64);
-    if (replaced.size() > kMaxTemplateOutputBytes) break;   // refused below
+    if (replaced.size() > kMaxTemplateOutputBytes) break;  // refused below
   }
   replaced.AppendSlice(text, pos, text.size());
   budget.ChargeText(replaced.size());
@@ -217,7 +218,8 @@ Text ToText(const Value& value, Budget& budget) {
   if (value.boolean() != nullptr) return Text(*value.boolean() ? "True" : "False");
   if (value.integer() != nullptr) return Text(std::to_string(*value.integer()));
   if (value.real() != nullptr) return Text(RealText(*value.real()));
-  if (value.list() == nullptr && value.dict() == nullptr) budget.Fail(fmt::format("{} cannot be written out", value.KindName()));
+  if (value.list() == nullptr && value.dict() == nullptr)
+    budget.Fail(fmt::format("{} cannot be written out", value.KindName()));
   Text repr;
   AppendRepr(value, repr, budget);
   return repr;
@@ -256,7 +258,8 @@ bool Equal(const Value& a, const Value& b, Budget& budget) {
   if (AsNumber(a, x) && AsNumber(b, y)) return x == y;
   if (a.text() != nullptr && b.text() != nullptr) return a.text()->str() == b.text()->str();
   if (a.list() != nullptr && b.list() != nullptr) {
-    return std::ranges::equal(*a.list(), *b.list(), [&](const Value& v, const Value& w) { return Equal(v, w, budget); });
+    return std::ranges::equal(*a.list(), *b.list(),
+                              [&](const Value& v, const Value& w) { return Equal(v, w, budget); });
   }
   if (a.dict() != nullptr && b.dict() != nullptr) {
     return a.dict()->size() == b.dict()->size() && std::ranges::all_of(*a.dict(), [&](const auto& field) {
@@ -275,7 +278,8 @@ bool Contains(const Value& container, const Value& item, Budget& budget) {
     budget.ChargeText(container.text()->size());
     return container.text()->str().find(item.text()->str()) != std::string::npos;
   }
-  if (container.dict() != nullptr) return item.text() != nullptr && FindKey(*container.dict(), item.text()->str()) != nullptr;
+  if (container.dict() != nullptr)
+    return item.text() != nullptr && FindKey(*container.dict(), item.text()->str()) != nullptr;
   if (container.undefined() != nullptr) return false;
   if (container.list() == nullptr) budget.Fail(fmt::format("{} has no items", container.KindName()));
   budget.Charge(container.list()->size());

@@ -15,9 +15,7 @@ int Deeper(int depth) {
 
 }  // namespace
 
-bool Text::FromMessage(size_t pos) const {
-  return std::ranges::upper_bound(runs_, pos, {}, &Run::end)->from_message;
-}
+bool Text::FromMessage(size_t pos) const { return std::ranges::upper_bound(runs_, pos, {}, &Run::end)->from_message; }
 
 void Text::Append(std::string_view text, bool from_message) {
   if (text.empty()) return;

@@ -17,8 +17,8 @@ struct Node;
 class Text {
  public:
   struct Run {
-    size_t end;          // in bytes
-    bool from_message;   // neighbours differ
+    size_t end;         // in bytes
+    bool from_message;  // neighbours differ
   };
 
   Text() = default;
@@ -27,11 +27,11 @@ class Text {
   const std::string& str() const { return str_; }
   const std::vector<Run>& runs() const { return runs_; }
   size_t size() const { return str_.size(); }
-  bool FromMessage(size_t pos) const;   // of the byte at pos < size()
+  bool FromMessage(size_t pos) const;  // of the byte at pos < size()
 
   void Append(std::string_view text, bool from_message);
   void Append(const Text& text);
-  void AppendSlice(const Text& text, size_t begin, size_t end);   // bytes
+  void AppendSlice(const Text& text, size_t begin, size_t end);  // bytes
   Text Slice(size_t begin, size_t end) const;
 
  private:
@@ -41,10 +41,10 @@ class Text {
 
 class Value;
 using List = std::vector<Value>;
-using Dict = std::vector<std::pair<Text, Value>>;   // in the order of insertion
+using Dict = std::vector<std::pair<Text, Value>>;  // in the order of insertion
 
 struct Undefined {
-  std::string name;   // for errors
+  std::string name;  // for errors
 };
 struct None {};
 
@@ -54,8 +54,8 @@ struct Namespace {
 };
 
 struct Function {
-  std::string_view name;         // of a built-in function, or of the macro
-  const Node* macro = nullptr;   // belongs to the template
+  std::string_view name;        // of a built-in function, or of the macro
+  const Node* macro = nullptr;  // belongs to the template
 };
 
 class Value {
@@ -86,7 +86,7 @@ class Value {
   bool is_none() const { return std::holds_alternative<None>(data_); }
 
   bool Truth() const;
-  std::string_view KindName() const;   // "a string", "a list", ...
+  std::string_view KindName() const;  // "a string", "a list", ...
 
  private:
   template <typename Pointer>
@@ -98,13 +98,13 @@ class Value {
   std::variant<Undefined, None, bool, int64_t, double, std::shared_ptr<const Text>, std::shared_ptr<const List>,
                std::shared_ptr<const Dict>, std::shared_ptr<Namespace>, Function>
       data_;
-  int depth_ = 0;   // levels of nesting
+  int depth_ = 0;  // levels of nesting
 };
 
 // The value as a number when it is an integer, a boolean or a real; false otherwise.
 bool AsNumber(const Value& value, double& number);
-bool AsInteger(const Value& value, int64_t& number);   // integers and booleans
+bool AsInteger(const Value& value, int64_t& number);  // integers and booleans
 
-const Value* FindKey(const Dict& dict, std::string_view key);   // nullptr when absent
+const Value* FindKey(const Dict& dict, std::string_view key);  // nullptr when absent
 
 }  // namespace thermocline::jinja

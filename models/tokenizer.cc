@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "models/advice.h"
 #include "models/error.h"
 #include "models/limits.h"
 #include "models/quoted.h"
@@ -15,13 +16,14 @@ namespace {
 // The text of all pieces in one, and where in it control tokens count.
 struct Joined {
   std::string text;
-  std::vector<std::pair<size_t, bool>> ends;   // (end in text, special), neighbours differ
+  std::vector<std::pair<size_t, bool>> ends;  // (end in text, special), neighbours differ
 };
 
 Joined Join(const std::vector<TextPiece>& pieces, size_t* replaced) {
   size_t bytes = 0;
   for (const TextPiece& piece : pieces) bytes += piece.text.size();
-  if (bytes > kMaxTextBytes) throw Error("A text of {} bytes is more than the {} that can be tokenized at once.", bytes, kMaxTextBytes);
+  if (bytes > kMaxTextBytes)
+    throw Error("A text of {} bytes is more than the {} that can be tokenized at once.", bytes, kMaxTextBytes);
   Joined joined;
   joined.text.reserve(bytes);
   size_t n_replaced = 0;
@@ -45,8 +47,9 @@ std::unique_ptr<Tokenizer> Tokenizer::FromData(VocabularyData data) {
   using Make = std::unique_ptr<Tokenizer> (*)(std::unique_ptr<const Vocabulary>);
   const Make make = data.model == "gpt2" ? MakeByteBpe : data.model == "llama" ? MakeSentencePiece : nullptr;
   if (make == nullptr) {
-    throw Error("{}: tokenizer.ggml.model is {}; known tokenizers are gpt2 (byte-level BPE), llama (SentencePiece BPE).",
-                data.where, Quoted(data.model));
+    throw Error(
+        "{}: 'tokenizer.ggml.model' is {}; known tokenizers are gpt2 (byte-level BPE), llama (SentencePiece BPE). {}",
+        data.where, Quoted(data.model), kOtherModel);
   }
   return make(std::make_unique<Vocabulary>(std::move(data)));
 }
@@ -59,7 +62,7 @@ std::vector<TokenId> Tokenizer::Encode(const std::vector<TextPiece>& pieces, boo
   const Joined joined = Join(pieces, replaced);
   const std::string_view text = joined.text;
   std::vector<TokenId> ids;
-  size_t start = 0, pos = 0;   // [start, pos) holds no special token
+  size_t start = 0, pos = 0;  // [start, pos) holds no special token
   bool starts = true;
   const auto flush = [&] {
     if (pos > start) EncodeRun(text.substr(start, pos - start), starts, ids);
@@ -87,15 +90,11 @@ std::string Tokenizer::Bytes(TokenId id, bool show_special) const {
   const std::string_view text = TokenText(id);
   switch (vocabulary_->type(id)) {
     case TokenType::kControl:
-    case TokenType::kUnknown:
-      return show_special ? std::string(text) : std::string();
-    case TokenType::kUserDefined:
-      return std::string(text);
-    case TokenType::kByte:
-      return std::string(1, static_cast<char>(vocabulary_->ByteValue(id)));
+    case TokenType::kUnknown: return show_special ? std::string(text) : std::string();
+    case TokenType::kUserDefined: return std::string(text);
+    case TokenType::kByte: return std::string(1, static_cast<char>(vocabulary_->ByteValue(id)));
     case TokenType::kNormal:
-    case TokenType::kUnused:
-      break;
+    case TokenType::kUnused: break;
   }
   return PlainBytes(text);
 }
@@ -143,7 +142,7 @@ std::string StreamDecoder::Push(TokenId id) {
     at_start_ = false;
   }
   pending_ += bytes;
-  size_t complete = 0;   // up to the beginning of a character that the end cuts off
+  size_t complete = 0;  // up to the beginning of a character that the end cuts off
   while (complete < pending_.size()) {
     const Utf8Char c = DecodeUtf8(pending_, complete);
     if (c.truncated) break;

@@ -25,8 +25,8 @@ struct TextPiece {
 };
 
 struct EncodeOptions {
-  bool add_bos_eos = true;     // as the model's metadata wants; neither is ever doubled
-  bool parse_special = true;   // for the plain-text overload: control tokens written in the text are recognized
+  bool add_bos_eos = true;    // as the model's metadata wants; neither is ever doubled
+  bool parse_special = true;  // for the plain-text overload: control tokens written in the text are recognized
 };
 
 class Tokenizer {
@@ -40,26 +40,28 @@ class Tokenizer {
   // are one text: a token may reach over their border, unless it is a control token that would take in text of a
   // piece that is not special. A byte for which a byte-level vocabulary has no token is dropped, as Hugging Face
   // `tokenizers` does. Throws Error for a text beyond kMaxTextBytes.
-  std::vector<TokenId> Encode(std::string_view text, const EncodeOptions& options = {}, size_t* replaced = nullptr) const;
+  std::vector<TokenId> Encode(std::string_view text, const EncodeOptions& options = {},
+                              size_t* replaced = nullptr) const;
   std::vector<TokenId> Encode(const std::vector<TextPiece>& pieces, bool add_bos_eos = true,
                               size_t* replaced = nullptr) const;
 
   // The bytes of one token; may be a part of a UTF-8 character. Control tokens give nothing unless `show_special`.
   // Throws Error for an id outside the vocabulary.
   std::string Bytes(TokenId id, bool show_special = false) const;
-  // As one text, valid UTF-8, without the space that Encode put in front. Throws Error for an id outside the vocabulary.
+  // As one text, valid UTF-8, without the space that Encode put in front. Throws Error for an id outside the
+  // vocabulary.
   std::string Decode(const std::vector<TokenId>& ids, bool show_special = false) const;
 
   int n_vocab() const;
-  TokenId bos() const;              // -1: none
-  TokenId eos() const;              // -1: none
-  bool add_bos() const;             // the model's metadata wants BOS in front
+  TokenId bos() const;   // -1: none
+  TokenId eos() const;   // -1: none
+  bool add_bos() const;  // the model's metadata wants BOS in front
   bool add_eos() const;
-  bool add_space_prefix() const;    // a space is put before the text and after each control token
-  bool IsEndOfGeneration(TokenId id) const;   // eos, eot, <|im_end|>, <end_of_turn>, ...
+  bool add_space_prefix() const;             // a space is put before the text and after each control token
+  bool IsEndOfGeneration(TokenId id) const;  // eos, eot, <|im_end|>, <end_of_turn>, ...
   bool IsControl(TokenId id) const;
   bool IsUserDefined(TokenId id) const;
-  std::string_view TokenText(TokenId id) const;   // as the file writes it
+  std::string_view TokenText(TokenId id) const;  // as the file writes it
   // The id of the control or user-defined token written exactly so; -1: none.
   TokenId FindSpecial(std::string_view text) const;
 
@@ -81,14 +83,14 @@ class Tokenizer {
 class StreamDecoder {
  public:
   explicit StreamDecoder(const Tokenizer& tokenizer, bool show_special = false);
-  std::string Push(TokenId id);   // the characters completed by this token
-  std::string Finish();           // what was left incomplete, as U+FFFD; the next Push begins a new text
+  std::string Push(TokenId id);  // the characters completed by this token
+  std::string Finish();          // what was left incomplete, as U+FFFD; the next Push begins a new text
 
  private:
   const Tokenizer* tokenizer_;
   bool show_special_;
-  bool at_start_ = true;   // no text yet: a leading space is Encode's
-  std::string pending_;    // the beginning of a character
+  bool at_start_ = true;  // no text yet: a leading space is Encode's
+  std::string pending_;   // the beginning of a character
 };
 
 }  // namespace thermocline

@@ -4,6 +4,7 @@
 #include <bit>
 #include <string>
 
+#include "models/advice.h"
 #include "models/error.h"
 #include "models/quoted.h"
 #include "models/tokenizer_merge.h"
@@ -15,7 +16,9 @@ namespace thermocline {
 namespace {
 
 // Visible Latin-1 characters stand for themselves; the other bytes, in order, for U+0100 and on.
-constexpr bool StandsForItself(unsigned c) { return (c >= 33 && c <= 126) || (c >= 161 && c <= 172) || (c >= 174 && c <= 255); }
+constexpr bool StandsForItself(unsigned c) {
+  return (c >= 33 && c <= 126) || (c >= 161 && c <= 172) || (c >= 174 && c <= 255);
+}
 
 constexpr auto kCharOfByte = [] {
   std::array<char32_t, 256> chars{};
@@ -51,7 +54,7 @@ class PairTable {
   PairMerge Find(TokenId left, TokenId right) const { return slots_[SlotOf(KeyOf(left, right))].merge; }
 
  private:
-  static constexpr uint64_t kFree = UINT64_MAX;   // ids are not negative
+  static constexpr uint64_t kFree = UINT64_MAX;  // ids are not negative
   struct Slot {
     uint64_t key = kFree;
     PairMerge merge;
@@ -85,9 +88,10 @@ class ByteBpe final : public Tokenizer {
 
  private:
   void AddMerge(const std::string& merge, uint32_t rank) {
-    const size_t space = merge.find(' ', 1);   // from 1: the left part is never empty
+    const size_t space = merge.find(' ', 1);  // from 1: the left part is never empty
     const auto fail = [&](std::string_view what) {
-      vocabulary().Fail("merges", fmt::format("holds {} at index {}: {}. The file is damaged.", Quoted(merge), rank, what));
+      vocabulary().Fail("merges",
+                        fmt::format("holds {} at index {}: {}. {}", Quoted(merge), rank, what, kDownloadAgain));
     };
     if (space == std::string::npos || space + 1 == merge.size()) fail("not two tokens with a space between them");
     const std::string_view left_text = std::string_view(merge).substr(0, space);
@@ -115,7 +119,8 @@ class ByteBpe final : public Tokenizer {
       }
       if (symbols.empty()) return;
       Merger(symbols, lookup).Run();
-      for (int32_t i = 0; i >= 0; i = symbols[static_cast<size_t>(i)].next) out.push_back(symbols[static_cast<size_t>(i)].id);
+      for (int32_t i = 0; i >= 0; i = symbols[static_cast<size_t>(i)].next)
+        out.push_back(symbols[static_cast<size_t>(i)].id);
     });
   }
 
@@ -137,7 +142,7 @@ class ByteBpe final : public Tokenizer {
 
   PreTokenizer pre_;
   PairTable pairs_;
-  std::array<TokenId, 256> token_of_byte_{};   // -1: none
+  std::array<TokenId, 256> token_of_byte_{};  // -1: none
 };
 
 }  // namespace
@@ -145,11 +150,15 @@ class ByteBpe final : public Tokenizer {
 std::unique_ptr<Tokenizer> MakeByteBpe(std::unique_ptr<const Vocabulary> vocabulary) {
   const VocabularyData& data = vocabulary->data();
   if (data.pre.empty()) {
-    vocabulary->Fail("pre", fmt::format("is missing; a byte-level BPE needs one of {}.", PreTokenizerNames()));
+    vocabulary->Fail(
+        "pre", fmt::format("is missing; a byte-level BPE needs one of {}. {}", PreTokenizerNames(), kConvertAgain));
   }
   const auto pre = PreTokenizerFromName(data.pre);
-  if (!pre) vocabulary->Fail("pre", fmt::format("is {}; known pre-tokenizers are {}.", Quoted(data.pre), PreTokenizerNames()));
-  if (data.merges.empty()) vocabulary->Fail("merges", "is missing or empty; a byte-level BPE needs it.");
+  if (!pre)
+    vocabulary->Fail("pre", fmt::format("is {}; known pre-tokenizers are {}. {}", Quoted(data.pre), PreTokenizerNames(),
+                                        kOtherModel));
+  if (data.merges.empty())
+    vocabulary->Fail("merges", fmt::format("is missing or empty; a byte-level BPE needs it. {}", kConvertAgain));
   return std::make_unique<ByteBpe>(std::move(vocabulary), *pre);
 }
 

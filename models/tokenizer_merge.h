@@ -21,14 +21,14 @@ inline constexpr uint32_t kNoMerge = UINT32_MAX;
 
 struct PairMerge {
   uint32_t rank = kNoMerge;
-  TokenId id = -1;   // what the pair becomes
+  TokenId id = -1;  // what the pair becomes
 };
 
 struct MergeSymbol {
-  uint32_t begin, bytes;       // in the text
-  TokenId id;                  // -1: no token of its own
+  uint32_t begin, bytes;  // in the text
+  TokenId id;             // -1: no token of its own
   int32_t prev = -1, next = -1;
-  uint32_t rank = kNoMerge;    // of merging with the next symbol
+  uint32_t rank = kNoMerge;  // of merging with the next symbol
 };
 
 // Positions by rank, lowest rank first, and from left to right within a rank.
@@ -73,7 +73,7 @@ class MergeQueue {
     std::priority_queue<uint32_t, std::vector<uint32_t>, std::greater<>> late;
   };
   std::unordered_map<uint32_t, Bucket> buckets_;
-  std::priority_queue<uint32_t, std::vector<uint32_t>, std::greater<>> ranks_;   // one entry per bucket
+  std::priority_queue<uint32_t, std::vector<uint32_t>, std::greater<>> ranks_;  // one entry per bucket
 };
 
 // Merges `symbols`, whose `begin`, `bytes` and `id` are set, in place: what is left is the list from symbols[0] along
@@ -114,7 +114,7 @@ class Merger {
     uint32_t rank = 0, position = 0;
     while (queue.Pop(rank, position)) {
       const auto i = static_cast<int32_t>(position);
-      if (symbols_[i].rank != rank) continue;   // the pair has changed since
+      if (symbols_[i].rank != rank) continue;  // the pair has changed since
       Merge(i);
       push(symbols_[i].prev);
       push(i);

@@ -20,12 +20,18 @@ Class ClassOf(char32_t code) {
   static const auto kAscii = [] {
     std::array<Class, 128> classes{};
     for (char32_t c = 0; c < 128; ++c) {
-      classes[c] = IsLetter(c) ? Class::kLetter : IsNumber(c) ? Class::kNumber : IsSpace(c) ? Class::kSpace : Class::kOther;
+      classes[c] = IsLetter(c)   ? Class::kLetter
+                   : IsNumber(c) ? Class::kNumber
+                   : IsSpace(c)  ? Class::kSpace
+                                 : Class::kOther;
     }
     return classes;
   }();
   if (code < 128) return kAscii[code];
-  return IsLetter(code) ? Class::kLetter : IsNumber(code) ? Class::kNumber : IsSpace(code) ? Class::kSpace : Class::kOther;
+  return IsLetter(code)   ? Class::kLetter
+         : IsNumber(code) ? Class::kNumber
+         : IsSpace(code)  ? Class::kSpace
+                          : Class::kOther;
 }
 
 // The end of the run of characters of one class that begins at `pos`.
@@ -76,7 +82,7 @@ void SplitGpt2(std::string_view text, const WordSink& sink) {
 // Hands runs of characters that satisfy `is`, at most `max_run` long, and what lies between them to `sink`.
 template <typename Predicate>
 void Isolate(std::string_view text, size_t max_run, const Predicate& is, const WordSink& sink) {
-  size_t start = 0, pos = 0, run = 0;   // [start, pos) is one run of `run` characters, or lies between runs (0)
+  size_t start = 0, pos = 0, run = 0;  // [start, pos) is one run of `run` characters, or lies between runs (0)
   while (pos < text.size()) {
     const Utf8Char c = DecodeUtf8(text, pos);
     const bool in = is(c.code);
@@ -92,7 +98,8 @@ void Isolate(std::string_view text, size_t max_run, const Predicate& is, const W
 }
 
 bool IsDefaultPunctuation(char32_t code) {
-  return IsPunctuation(code) || (code < 128 && std::string_view("$+<=>^~|").find(static_cast<char>(code)) != std::string_view::npos);
+  return IsPunctuation(code) ||
+         (code < 128 && std::string_view("$+<=>^~|").find(static_cast<char>(code)) != std::string_view::npos);
 }
 
 // [0-9][0-9][0-9]: groups of exactly three; what is left of a run stays with its neighbours.
@@ -130,10 +137,8 @@ void SplitWords(PreTokenizer kind, std::string_view text, const WordSink& sink) 
   constexpr size_t kAnyRun = SIZE_MAX;
   const WordSink gpt2 = [&](std::string_view part) { SplitGpt2(part, sink); };
   switch (kind) {
-    case PreTokenizer::kGpt2:
-      return SplitGpt2(text, sink);
-    case PreTokenizer::kSmollm:
-      return Isolate(text, 1, IsNumber, gpt2);
+    case PreTokenizer::kGpt2: return SplitGpt2(text, sink);
+    case PreTokenizer::kSmollm: return Isolate(text, 1, IsNumber, gpt2);
     case PreTokenizer::kDefault: {
       const WordSink digits = [&](std::string_view part) { SplitDigitGroups(part, sink); };
       const WordSink numbers = [&](std::string_view part) { Isolate(part, kAnyRun, IsNumber, digits); };

@@ -11,8 +11,8 @@ namespace thermocline {
 
 enum class PreTokenizer { kGpt2, kSmollm, kDefault };
 
-std::optional<PreTokenizer> PreTokenizerFromName(std::string_view name);   // as tokenizer.ggml.pre writes it
-std::string PreTokenizerNames();                                           // "a, b, c"
+std::optional<PreTokenizer> PreTokenizerFromName(std::string_view name);  // as tokenizer.ggml.pre writes it
+std::string PreTokenizerNames();                                          // "a, b, c"
 
 using WordSink = std::function<void(std::string_view word)>;
 

@@ -5,6 +5,7 @@
 #include <bit>
 #include <string>
 
+#include "models/advice.h"
 #include "models/error.h"
 #include "models/tokenizer_merge.h"
 #include "models/tokenizer_vocabulary.h"
@@ -13,11 +14,11 @@
 namespace thermocline {
 namespace {
 
-constexpr std::string_view kSpaceMark = "\xE2\x96\x81";   // U+2581
+constexpr std::string_view kSpaceMark = "\xE2\x96\x81";  // U+2581
 
 // Maps a score to a rank that falls as the score grows: the bits of a float, read as sign and magnitude, are in order.
 uint32_t RankOf(float score) {
-  const auto bits = std::bit_cast<uint32_t>(score + 0.0f);   // -0 becomes 0
+  const auto bits = std::bit_cast<uint32_t>(score + 0.0f);  // -0 becomes 0
   const uint32_t ascending = bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
   return ~ascending;
 }
@@ -39,10 +40,10 @@ class PairCache {
   }
 
  private:
-  static constexpr int kBits = 14;   // 256 KiB: stays in L2
+  static constexpr int kBits = 14;  // 256 KiB: stays in L2
   static constexpr size_t kEntries = size_t{1} << kBits;
   struct Entry {
-    uint64_t key = UINT64_MAX;   // ids are not negative
+    uint64_t key = UINT64_MAX;  // ids are not negative
     PairMerge merge;
   };
   std::vector<Entry> entries_;
@@ -131,18 +132,21 @@ class SentencePiece final : public Tokenizer {
     return bytes;
   }
 
-  std::array<bool, 256> joins_space_{};   // bytes that stand before U+2581 in some token
+  std::array<bool, 256> joins_space_{};  // bytes that stand before U+2581 in some token
 };
 
 }  // namespace
 
 std::unique_ptr<Tokenizer> MakeSentencePiece(std::unique_ptr<const Vocabulary> vocabulary) {
   const VocabularyData& data = vocabulary->data();
-  if (data.scores.empty()) vocabulary->Fail("scores", "is missing; a SentencePiece vocabulary needs it.");
+  if (data.scores.empty())
+    vocabulary->Fail("scores", fmt::format("is missing; a SentencePiece vocabulary needs it. {}", kConvertAgain));
   for (int byte = 0; byte < 256 && data.unknown < 0; ++byte) {
     if (vocabulary->ByteToken(static_cast<uint8_t>(byte)) >= 0) continue;
-    vocabulary->Fail("tokens", fmt::format("has no byte token <0x{:02X}> and tokenizer.ggml.unknown_token_id is missing: "
-                                           "not every text can be written.", byte));
+    vocabulary->Fail("tokens",
+                     fmt::format("has no byte token <0x{:02X}> and tokenizer.ggml.unknown_token_id is missing: "
+                                 "not every text can be written. {}",
+                                 byte, kConvertAgain));
   }
   return std::make_unique<SentencePiece>(std::move(vocabulary));
 }

@@ -6,6 +6,7 @@
 #include <iterator>
 #include <string>
 
+#include "models/advice.h"
 #include "models/error.h"
 #include "models/gguf.h"
 #include "models/limits.h"
@@ -17,12 +18,40 @@ namespace {
 // Texts of tokens that end an answer, and of those that a code model writes where one file stops (the list is
 // llama.cpp's). They end it only where the vocabulary holds them as special tokens.
 constexpr std::string_view kEndTexts[] = {
-    "<|eot_id|>",   "<|im_end|>",   "<|end|>",       "<|return|>",   "<|call|>",     "<|flush|>",
-    "<|calls|>",    "<end_of_turn>", "<|endoftext|>", "</s>",         "<|eom_id|>",   "<EOT>",
-    "_<EOT>",       "[EOT]",        "[EOS]",         "<|end_of_text|>", "<end_of_utterance>", "<eos>",
-    "<turn|>",      "<|tool_response>", "<\xEF\xBD\x9C" "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>", "[e~[",
-    "<|fim_pad|>",  "<fim-pad>",    "<fim_pad>",     "<PAD>",        "[PAD]",        "<|fim_repo|>",
-    "<|repo_name|>", "<fim-repo>",  "<REPO>",        "<reponame>",   "<|file_sep|>",
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<\xEF\xBD\x9C"
+    "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
+    "[e~[",
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "[PAD]",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<REPO>",
+    "<reponame>",
+    "<|file_sep|>",
 };
 
 uint64_t HashOf(std::string_view text) {
@@ -67,10 +96,10 @@ std::vector<TokenType> ReadTypes(const GgufFile& file) {
   for (size_t i = 0; i < types.size(); ++i) {
     const uint64_t type = is_unsigned ? array->unsigneds[i] : static_cast<uint64_t>(array->signeds[i]);
     if (type > 6) {
-      throw Error("{}: {} holds {} at index {}; known types are 0 to 6. The file is damaged.", Quoted(file.path()), kKey,
-                  static_cast<int64_t>(type), i);
+      throw Error("{}: {} holds {} at index {}; known types are 0 to 6. {}", file.path(), Quoted(kKey),
+                  static_cast<int64_t>(type), i, kDamagedOrUnsupported);
     }
-    types[i] = type == 0 ? TokenType::kNormal : static_cast<TokenType>(type);   // 0: undefined
+    types[i] = type == 0 ? TokenType::kNormal : static_cast<TokenType>(type);  // 0: undefined
   }
   return types;
 }
@@ -85,7 +114,7 @@ std::vector<std::string> ReadStrings(const GgufFile& file, std::string_view key)
 
 VocabularyData ReadVocabulary(const GgufFile& file) {
   VocabularyData data;
-  data.where = Quoted(file.path());
+  data.where = file.path();
   data.model = file.GetString("tokenizer.ggml.model");
   data.pre = file.GetString("tokenizer.ggml.pre", "");
   data.tokens = ReadStrings(file, "tokenizer.ggml.tokens");
@@ -98,6 +127,7 @@ VocabularyData ReadVocabulary(const GgufFile& file) {
     const auto max = std::max<int64_t>(0, std::ssize(data.tokens) - 1);
     return static_cast<TokenId>(file.Find(key) == nullptr ? -1 : file.GetInt(key, 0, max));
   };
+  if (data.tokens.empty()) return data;  // refused by Vocabulary
   data.bos = id("tokenizer.ggml.bos_token_id");
   data.eos = id("tokenizer.ggml.eos_token_id");
   data.eot = id("tokenizer.ggml.eot_token_id");
@@ -113,11 +143,11 @@ VocabularyData ReadVocabulary(const GgufFile& file) {
 
 void TokenIndex::Reserve(size_t n) { slots_.assign(std::bit_ceil(2 * n + 2), {}); }
 
-size_t TokenIndex::SlotOf(std::string_view text, uint32_t tag, size_t start, std::span<const std::string> tokens) const {
+size_t TokenIndex::SlotOf(std::string_view text, uint32_t tag, size_t start,
+                          std::span<const std::string> tokens) const {
   const size_t mask = slots_.size() - 1;
   size_t slot = start & mask;
-  while (slots_[slot].id >= 0 &&
-         (slots_[slot].tag != tag || tokens[static_cast<size_t>(slots_[slot].id)] != text)) {
+  while (slots_[slot].id >= 0 && (slots_[slot].tag != tag || tokens[static_cast<size_t>(slots_[slot].id)] != text)) {
     slot = (slot + 1) & mask;
   }
   return slot;
@@ -178,31 +208,33 @@ Vocabulary::Vocabulary(VocabularyData data) : data_(std::move(data)) {
 }
 
 void Vocabulary::Fail(std::string_view key, std::string_view what) const {
-  throw Error("{}: tokenizer.ggml.{} {}", data_.where, key, what);
+  throw Error("{}: 'tokenizer.ggml.{}' {}", data_.where, key, what);
 }
 
 void Vocabulary::CheckArrays() {
   const size_t n = data_.tokens.size();
-  if (n == 0) Fail("tokens", "is missing or empty: the file has no vocabulary.");
+  if (n == 0) Fail("tokens", fmt::format("is missing or empty: the file has no vocabulary. {}", kConvertAgain));
   if (data_.types.empty()) data_.types.assign(n, TokenType::kNormal);
   if (data_.types.size() != n) {
-    Fail("token_type", fmt::format("has {} elements for {} tokens. The file is damaged.", data_.types.size(), n));
+    Fail("token_type", fmt::format("has {} elements for {} tokens. {}", data_.types.size(), n, kDownloadAgain));
   }
   if (!data_.scores.empty() && data_.scores.size() != n) {
-    Fail("scores", fmt::format("has {} elements for {} tokens. The file is damaged.", data_.scores.size(), n));
+    Fail("scores", fmt::format("has {} elements for {} tokens. {}", data_.scores.size(), n, kDownloadAgain));
   }
   const std::pair<std::string_view, TokenId> ids[] = {{"bos_token_id", data_.bos},
-                                                     {"eos_token_id", data_.eos},
-                                                     {"eot_token_id", data_.eot},
-                                                     {"eom_token_id", data_.eom},
-                                                     {"unknown_token_id", data_.unknown}};
+                                                      {"eos_token_id", data_.eos},
+                                                      {"eot_token_id", data_.eot},
+                                                      {"eom_token_id", data_.eom},
+                                                      {"unknown_token_id", data_.unknown}};
   for (const auto& [key, id] : ids) {
     if (id < -1 || id >= static_cast<int64_t>(n)) {
-      Fail(key, fmt::format("is {}, outside the vocabulary of {} tokens. The file is damaged.", id, n));
+      Fail(key, fmt::format("is {}, outside the vocabulary of {} tokens. {}", id, n, kDownloadAgain));
     }
   }
-  if (data_.add_bos && data_.bos < 0) Fail("add_bos_token", "wants a BOS token, but there is no bos_token_id.");
-  if (data_.add_eos && data_.eos < 0) Fail("add_eos_token", "wants an EOS token, but there is no eos_token_id.");
+  if (data_.add_bos && data_.bos < 0)
+    Fail("add_bos_token", fmt::format("wants a BOS token, but there is no bos_token_id. {}", kConvertAgain));
+  if (data_.add_eos && data_.eos < 0)
+    Fail("add_eos_token", fmt::format("wants an EOS token, but there is no eos_token_id. {}", kConvertAgain));
 }
 
 // A token that begins or ends something is a control token whatever the file calls it: text of a message must not
@@ -229,18 +261,20 @@ void Vocabulary::IndexTokens() {
   for (TokenId id = 0; id < size(); ++id) {
     const std::string& token = text(id);
     if (token.size() > kMaxTokenBytes) {
-      Fail("tokens", fmt::format("holds a token of {} bytes at index {}; at most {} are supported.", token.size(), id,
-                                 kMaxTokenBytes));
+      Fail("tokens", fmt::format("holds a token of {} bytes at index {}; at most {} are supported. {}", token.size(),
+                                 id, kMaxTokenBytes, kDamagedOrUnsupported));
     }
-    if (token.empty()) continue;   // no text becomes it, and it becomes no text
+    if (token.empty()) continue;  // no text becomes it, and it becomes no text
     if (!index_.Insert(token, id, data_.tokens)) {
-      Fail("tokens", fmt::format("holds {} at index {} and again at {}. The file is damaged.", Quoted(token), Find(token),
-                                 id));
+      Fail("tokens",
+           fmt::format("holds {} at index {} and again at {}. {}", Quoted(token), Find(token), id, kConvertAgain));
     }
     max_token_bytes_ = std::max(max_token_bytes_, token.size());
     if (type(id) == TokenType::kByte) {
       const int byte = ByteOf(token);
-      if (byte < 0) Fail("tokens", fmt::format("holds {} at index {} as a byte token, not <0xNN>.", Quoted(token), id));
+      if (byte < 0)
+        Fail("tokens",
+             fmt::format("holds {} at index {} as a byte token, not <0xNN>. {}", Quoted(token), id, kConvertAgain));
       byte_tokens_[static_cast<size_t>(byte)] = id;
     } else if (IsControl(id) || type(id) == TokenType::kUserDefined) {
       specials_.Add(token, id, IsControl(id));

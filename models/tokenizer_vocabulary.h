@@ -18,14 +18,14 @@ enum class TokenType : uint8_t { kNormal = 1, kUnknown = 2, kControl = 3, kUserD
 
 // What a file says about its tokenizer. FromGguf reads it from there, tests write it by hand.
 struct VocabularyData {
-  std::string where;                // for errors: "'model.gguf'"
-  std::string model;                // tokenizer.ggml.model: "gpt2", "llama"
-  std::string pre;                  // tokenizer.ggml.pre; "": absent
+  std::string where;  // for errors: "model.gguf"
+  std::string model;  // tokenizer.ggml.model: "gpt2", "llama"
+  std::string pre;    // tokenizer.ggml.pre; "": absent
   std::vector<std::string> tokens;
-  std::vector<TokenType> types;     // (n_tokens), or empty: all normal
-  std::vector<float> scores;        // (n_tokens), "llama" only
-  std::vector<std::string> merges;  // "left right", "gpt2" only
-  TokenId bos = -1, eos = -1, eot = -1, eom = -1, unknown = -1;   // -1: absent
+  std::vector<TokenType> types;                                  // (n_tokens), or empty: all normal
+  std::vector<float> scores;                                     // (n_tokens), "llama" only
+  std::vector<std::string> merges;                               // "left right", "gpt2" only
+  TokenId bos = -1, eos = -1, eot = -1, eom = -1, unknown = -1;  // -1: absent
   bool add_bos = false, add_eos = false, add_space_prefix = false;
 };
 
@@ -38,22 +38,22 @@ class TokenIndex {
   void Reserve(size_t n);
   // False when `text` is already there.
   bool Insert(std::string_view text, TokenId id, std::span<const std::string> tokens);
-  TokenId Find(std::string_view text, std::span<const std::string> tokens) const;   // -1: none
+  TokenId Find(std::string_view text, std::span<const std::string> tokens) const;  // -1: none
 
  private:
   struct Slot {
     uint32_t tag = 0;
-    TokenId id = -1;   // -1: free
+    TokenId id = -1;  // -1: free
   };
   size_t SlotOf(std::string_view text, uint32_t tag, size_t start, std::span<const std::string> tokens) const;
-  std::vector<Slot> slots_;   // a power of two, at most half full
+  std::vector<Slot> slots_;  // a power of two, at most half full
 };
 
 // Finds special tokens in a text: a trie over bytes.
 class SpecialMatcher {
  public:
   struct Match {
-    TokenId id = -1;   // -1: none
+    TokenId id = -1;  // -1: none
     size_t bytes = 0;
   };
   void Add(std::string_view text, TokenId id, bool control);
@@ -64,9 +64,9 @@ class SpecialMatcher {
   struct Node {
     TokenId id = -1;
     bool control = false;
-    std::vector<std::pair<uint8_t, uint32_t>> next;   // sorted by byte
+    std::vector<std::pair<uint8_t, uint32_t>> next;  // sorted by byte
   };
-  std::array<bool, 256> first_{};   // bytes that begin some special token
+  std::array<bool, 256> first_{};  // bytes that begin some special token
   std::vector<Node> nodes_{1};
 };
 
@@ -84,10 +84,10 @@ class Vocabulary {
   bool IsPlain(TokenId id) const { return !IsControl(id) && type(id) != TokenType::kByte; }
   bool IsEndOfGeneration(TokenId id) const;
 
-  TokenId Find(std::string_view text) const { return index_.Find(text, data_.tokens); }   // -1: none
-  TokenId FindPlain(std::string_view text) const;                                         // -1: none
-  TokenId ByteToken(uint8_t byte) const { return byte_tokens_[byte]; }                    // <0xNN>; -1: none
-  uint8_t ByteValue(TokenId id) const;                                                    // of a byte token
+  TokenId Find(std::string_view text) const { return index_.Find(text, data_.tokens); }  // -1: none
+  TokenId FindPlain(std::string_view text) const;                                        // -1: none
+  TokenId ByteToken(uint8_t byte) const { return byte_tokens_[byte]; }                   // <0xNN>; -1: none
+  uint8_t ByteValue(TokenId id) const;                                                   // of a byte token
   const SpecialMatcher& specials() const { return specials_; }
   size_t max_token_bytes() const { return max_token_bytes_; }
 
@@ -102,7 +102,7 @@ class Vocabulary {
   TokenIndex index_;
   SpecialMatcher specials_;
   std::array<TokenId, 256> byte_tokens_{};
-  std::vector<TokenId> end_of_generation_;   // sorted
+  std::vector<TokenId> end_of_generation_;  // sorted
   size_t max_token_bytes_ = 0;
 };
 

@@ -37,14 +37,15 @@ utf8proc_category_t Category(char32_t code) { return utf8proc_category(static_ca
 
 // The bounds of the second byte keep out overlong forms, surrogates and what lies beyond U+10FFFF.
 struct Lead {
-  int bytes;   // 0: no lead byte
+  int bytes;  // 0: no lead byte
   uint8_t second_min, second_max;
 };
 
 Lead LeadOf(uint8_t byte) {
   if (byte < 0xC2 || byte > 0xF4) return {0, 0, 0};
   if (byte < 0xE0) return {2, 0x80, 0xBF};
-  if (byte < 0xF0) return {3, static_cast<uint8_t>(byte == 0xE0 ? 0xA0 : 0x80), static_cast<uint8_t>(byte == 0xED ? 0x9F : 0xBF)};
+  if (byte < 0xF0)
+    return {3, static_cast<uint8_t>(byte == 0xE0 ? 0xA0 : 0x80), static_cast<uint8_t>(byte == 0xED ? 0x9F : 0xBF)};
   return {4, static_cast<uint8_t>(byte == 0xF0 ? 0x90 : 0x80), static_cast<uint8_t>(byte == 0xF4 ? 0x8F : 0xBF)};
 }
 
@@ -78,7 +79,7 @@ void AppendUtf8(char32_t code, std::string& out) {
 }
 
 size_t AppendValidUtf8(std::string_view text, std::string& out) {
-  size_t replaced = 0, clean = 0, pos = 0;   // [clean, pos) is valid and not yet copied
+  size_t replaced = 0, clean = 0, pos = 0;  // [clean, pos) is valid and not yet copied
   while (pos < text.size()) {
     const Utf8Char c = DecodeUtf8(text, pos);
     if (!c.valid) {

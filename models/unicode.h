@@ -8,7 +8,7 @@
 
 namespace thermocline {
 
-inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";   // U+FFFD
+inline constexpr std::string_view kReplacementCharacter = "\xEF\xBF\xBD";  // U+FFFD
 
 // The character at text[pos] and its length in bytes. An invalid one gives `valid` = false and the length of the
 // maximal invalid part (Unicode 16, section 3.9, "U+FFFD Substitution of Maximal Subparts"); `truncated` says that the
@@ -19,7 +19,7 @@ struct Utf8Char {
   bool valid = false;
   bool truncated = false;
 };
-Utf8Char DecodeUtf8(std::string_view text, size_t pos);   // pos < text.size()
+Utf8Char DecodeUtf8(std::string_view text, size_t pos);  // pos < text.size()
 
 void AppendUtf8(char32_t code, std::string& out);
 
@@ -32,7 +32,7 @@ bool IsNumber(char32_t code);
 bool IsPunctuation(char32_t code);
 bool IsSpace(char32_t code);
 
-char32_t ToUpper(char32_t code);   // simple case mapping: one character for one
+char32_t ToUpper(char32_t code);  // simple case mapping: one character for one
 char32_t ToLower(char32_t code);
 
 }  // namespace thermocline
