@@ -1,0 +1,76 @@
+// The packed product, one thread. M=1 over 512 MB of panels, so that every weight comes from memory: GB/s of weights,
+// bound by the read bandwidth of one core (`thermocline machine`). M=64 over panels that stay in L2: GOP/s, 2 per
+// weight and row however many planes; bound at half of 2 x 64 byte products per vpdpbusd issued.
+//
+//   ninja kernel_bench && bench/kernels/kernel_bench --benchmark_filter=Linear
+#include <benchmark/benchmark.h>
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/activations.h"
+#include "cpu/linear.h"
+#include "cpu/vector_ops.h"
+
+namespace thermocline {
+namespace {
+
+constexpr int64_t kK = 2048;
+constexpr int64_t kPanelsInL2 = 16;
+constexpr int64_t kMemoryBytes = int64_t{512} << 20;
+
+std::vector<uint8_t> Activations(const VectorOps& ops, int64_t m) {
+  std::mt19937 engine(1);
+  std::normal_distribution<float> normal;
+  std::vector<uint8_t> rows(m * ActivationRowBytes(kK));
+  std::vector<float> x(kK);
+  for (int64_t row = 0; row < m; ++row) {
+    for (float& value : x) value = normal(engine);
+    ops.quantize(x.data(), kK, rows.data() + row * ActivationRowBytes(kK));
+  }
+  return rows;
+}
+
+void RunLinear(benchmark::State& state, Isa isa, const PackedFormat& format, int64_t m, int64_t n_panels) {
+  const LinearKernel kernel(isa, format);
+  // Zero codes and scales take as long as any others.
+  PackedMatrix packed(format.source, n_panels * kPanelRows, kK);
+  for (int64_t i = 0; i < packed.bytes(); i += 4096) const_cast<uint8_t*>(packed.panel(0))[i] = 1;
+  const std::vector<uint8_t> x = Activations(VectorOpsFor(isa), m);
+  std::vector<float> y(m * n_panels * kPanelRows);
+  const LinearArgs args{packed.panel(0),
+                        x.data(),
+                        ActivationRowBytes(kK),
+                        y.data(),
+                        n_panels * kPanelRows * static_cast<int64_t>(sizeof(float)),
+                        n_panels,
+                        packed.n_blocks(),
+                        0};
+  for (auto _ : state) {
+    kernel.Run(args, m);
+    benchmark::ClobberMemory();
+  }
+  const auto rate = benchmark::Counter::kIsIterationInvariantRate;
+  state.counters["GB/s"] = benchmark::Counter(packed.bytes() * 1e-9, rate);
+  state.counters["GOP/s"] = benchmark::Counter(2e-9 * m * kK * n_panels * kPanelRows, rate);
+}
+
+const bool kRegistered = [] {
+  for (const PackedFormat& format : PackedFormats())
+    for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+      if (!CanRun(isa)) continue;
+      const std::string suffix = std::string("/") + format.name + "/" + std::string(Name(isa));
+      const int64_t in_memory = kMemoryBytes / PackedMatrix::BytesFor(format.source, kPanelRows, kK);
+      benchmark::RegisterBenchmark(("LinearDecode" + suffix).c_str(), [=, &format](benchmark::State& state) {
+        RunLinear(state, isa, format, 1, in_memory);
+      });
+      benchmark::RegisterBenchmark(("LinearPrompt" + suffix).c_str(), [=, &format](benchmark::State& state) {
+        RunLinear(state, isa, format, 64, kPanelsInL2);
+      });
+    }
+  return true;
+}();
+
+}  // namespace
+}  // namespace thermocline
