@@ -4,7 +4,7 @@
 // Statements: for (with if, else, unpacking, loop.*), if/elif/else, set (also of namespace fields and as a block),
 // macro, break, continue, generation (its body only), raw, comments. Expressions: all operators, slices, the
 // conditional, filters, tests, string and dictionary methods: see jinja_builtins.cc for the names. Anything else is an
-// error with line and column.
+// error with line and column. Tuples are lists here, and case changes map one character to one.
 #pragma once
 
 #include <cstdint>

@@ -424,12 +424,11 @@ class Evaluator {
 
   Value Repeated(const Text& text, int64_t times) {
     Text repeated;
-    if (text.size() == 0) return repeated;
-    for (int64_t i = 0; i < times; ++i) {
-      budget_.ChargeText(repeated.size() + text.size() > kMaxTemplateOutputBytes ? SIZE_MAX : text.size());
-      budget_.Charge(1);
-      repeated.Append(text);
-    }
+    if (text.size() == 0 || times <= 0) return repeated;
+    const auto bytes = CheckedMul(text.size(), static_cast<size_t>(times));
+    budget_.ChargeText(bytes.value_or(SIZE_MAX));
+    budget_.Charge(static_cast<uint64_t>(times));
+    for (int64_t i = 0; i < times; ++i) repeated.Append(text);
     return repeated;
   }
 

@@ -166,7 +166,7 @@ List Split(const Text& text, const Text* separator, int64_t max, Budget& budget)
   };
   for (size_t pos = skip(0, true); pos < str.size();) {
     if (max >= 0 && std::ssize(parts) == max) {
-      add(pos, Stripped(text, nullptr, false, true).size());
+      add(pos, str.size());  // as it is, as Python has it
       break;
     }
     const size_t end = skip(pos, false);

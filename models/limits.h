@@ -48,7 +48,7 @@ inline constexpr size_t kMaxTemplateBytes = 1 << 20;
 inline constexpr int kMaxTemplateDepth = 128;           // of the source; parsing and evaluation recurse over it
 inline constexpr int kMaxTemplateCalls = 16;            // of macros within macros
 inline constexpr int kMaxTemplateValueDepth = 32;       // of lists and dictionaries
-inline constexpr uint64_t kMaxTemplateSteps = 1 << 26;  // a node evaluated, an item or 64 bytes copied: some seconds
+inline constexpr uint64_t kMaxTemplateSteps = 1 << 24;  // a node evaluated, an item or 64 bytes copied: a second or two
 inline constexpr size_t kMaxTemplateItems = 1 << 20;    // of one list
 inline constexpr size_t kMaxTemplateOutputBytes = size_t{1} << 28;  // of any text on the way
 
