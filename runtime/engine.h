@@ -35,7 +35,7 @@ struct EngineOptions {
   // Shuffles the order in which physical pages are handed out; for tests.
   uint64_t page_seed = 0;
   // Called while weights are packed, with bytes done and in all; may be empty.
-  std::function<void(int64_t done, int64_t total)> on_load;
+  std::function<void(int64_t done, int64_t total)> on_load{};
 };
 
 inline constexpr int kDefaultMaxContext = 8192;
