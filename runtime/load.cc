@@ -4,13 +4,12 @@
 
 namespace thermocline {
 
-std::unique_ptr<Engine> LoadEngine(const GgufFile& file, int n_ctx, int n_threads) {
+std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, int n_ctx, int n_threads) {
   Progress progress("loading", "");
   EngineOptions options;
   options.n_ctx = n_ctx;
   options.n_threads = n_threads;
   options.on_load = [&](int64_t done, int64_t total) { progress.Update(done, total); };
-  const Model model = Model::FromGguf(file);
   auto engine = std::make_unique<Engine>(file, model, options);
   file.CheckIntact();
   return engine;

@@ -10,6 +10,6 @@ namespace thermocline {
 
 // n_ctx and n_threads as in EngineOptions. With progress on standard error, and the file checked afterwards: one that
 // shrank while it was read is an Error.
-std::unique_ptr<Engine> LoadEngine(const GgufFile& file, int n_ctx, int n_threads);
+std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, int n_ctx, int n_threads);
 
 }  // namespace thermocline

@@ -70,6 +70,7 @@ bool Session::Prefill(const std::vector<TokenId>& prompt, const GenerateOptions&
 
 Ending Session::Continue(std::vector<TokenId> history, const GenerateOptions& options, Answer& answer) {
   StreamDecoder decoder(tokenizer_);
+  if (options.continues) decoder.Push(history.back());
   StopFilter filter(options.stops);
   const auto show = [&](const std::string& text) {
     answer.text += text;

@@ -54,6 +54,7 @@ enum class Ending : uint8_t {
 
 struct GenerateOptions {
   int n_predict = -1;                // tokens at most; -1: no limit
+  bool continues = false;            // the answer goes on with the prompt's text: a space at its beginning belongs to it
   std::vector<std::string> stops;    // texts that end the answer and are not part of it
   std::function<void(std::string_view text)> on_text;             // whole UTF-8 characters
   std::function<void(int64_t done, int64_t total)> on_prefill;    // tokens fed

@@ -209,13 +209,14 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   for (const Test& test : tests) n_ctx = std::max(n_ctx, test.n_depth + test.n_prompt + test.n_gen);
 
   const GgufFile file = GgufFile::Open(line.ModelPath());
+  const Model model = Model::FromGguf(file);
   const auto tokenizer = Tokenizer::FromGguf(file);
   const About about = Describe(file);
   const bool json = format == "json";
   WriteOut(json ? "[\n" : MarkdownHeader());
   bool first = true;
   for (const int n_threads : threads) {
-    const auto engine = LoadEngine(file, n_ctx, n_threads);
+    const auto engine = LoadEngine(file, model, n_ctx, n_threads);
     for (const Test& test : tests) {
       const Result result = RunTest(*engine, *tokenizer, test, repetitions);
       if (json) {

@@ -139,10 +139,12 @@ void ShowText(std::string_view text) {
 
 class Chat {
  public:
-  Chat(const GgufFile& file, ChatOptions options) : options_(std::move(options)), tokenizer_(Tokenizer::FromGguf(file)) {
+  Chat(const GgufFile& file, ChatOptions options) : options_(std::move(options)) {
+    const Model model = Model::FromGguf(file);
+    tokenizer_ = Tokenizer::FromGguf(file);
     if (!options_.raw) template_ = ChatTemplate::Load(file, *tokenizer_, options_.which_template.value_or(""));
-    name_ = file.GetString("general.name", file.GetString("general.architecture", "model"));
-    engine_ = LoadEngine(file, options_.n_ctx, options_.n_threads);
+    name_ = std::filesystem::path(file.path()).stem().string();
+    engine_ = LoadEngine(file, model, options_.n_ctx, options_.n_threads);
     decoder_.emplace(*engine_);
     options_.sampler.seed = options_.seed >= 0 ? static_cast<uint32_t>(options_.seed) : std::random_device{}();
     session_.emplace(*decoder_, *tokenizer_, options_.sampler);
@@ -180,11 +182,16 @@ Answer Chat::Run(const std::string& prompt) {
     if (done == total) progress.reset();
   };
   generate.on_text = ShowText;
+  generate.continues = options_.raw;
   const Answering guard(*session_);
   const Answer answer =
       conversation_ ? conversation_->Ask(prompt, generate)
                     : session_->Generate(PromptTokens(*tokenizer_, {{prompt, true}}), generate);
   progress.reset();
+  if (answer.ending == Ending::kInterrupted && answer.tokens.empty()) {
+    Note("stopped before the answer began");
+    return answer;
+  }
   WriteOut("\n");
   PrintStatistics(*session_, answer, options_.sampler.temperature > 0);
   return answer;

@@ -27,10 +27,11 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   if (chunks == 0) throw UsageError("--chunks: 0 is out of range; it goes from 1, or is -1 for all");
 
   const GgufFile file = GgufFile::Open(line.ModelPath());
+  const Model model = Model::FromGguf(file);
   const auto tokenizer = Tokenizer::FromGguf(file);
   const std::string text = ValidText(*path == "-" ? ReadInput() : ReadText(*path), *path);
   const auto tokens = tokenizer->Encode(text, {.add_bos_eos = true, .parse_special = false});
-  const auto engine = LoadEngine(file, n_ctx, n_threads);
+  const auto engine = LoadEngine(file, model, n_ctx, n_threads);
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);
 
   const auto result = MeasurePerplexity(

@@ -39,6 +39,19 @@ void DropAdded(const Tokenizer& tokenizer, std::vector<TokenId>& ids) {
   if (tokenizer.add_bos() && !ids.empty() && ids.front() == tokenizer.bos()) ids.erase(ids.begin());
 }
 
+// The bytes as they are, without the spaces that Encode puts in front of text.
+std::string Decode(const Tokenizer& tokenizer, const std::vector<TokenId>& ids) {
+  std::string out;
+  bool starts = tokenizer.add_space_prefix();
+  for (const TokenId id : ids) {
+    std::string bytes = tokenizer.Bytes(id, true);
+    if (starts && !tokenizer.IsControl(id) && !tokenizer.IsUserDefined(id) && bytes.starts_with(' ')) bytes.erase(0, 1);
+    starts = tokenizer.add_space_prefix() && tokenizer.IsControl(id);
+    out += bytes;
+  }
+  return out;
+}
+
 }  // namespace
 
 int RunTokenize(const Command& command, std::vector<std::string> args) {
@@ -59,7 +72,7 @@ int RunTokenize(const Command& command, std::vector<std::string> args) {
   if (decode) {
     auto ids = ParseIds(text);
     if (!no_special) DropAdded(*tokenizer, ids);
-    WriteOut(tokenizer->Decode(ids, true));
+    WriteOut(Decode(*tokenizer, ids));
     return kGood;
   }
   text = ValidText(std::move(text), "the text");
