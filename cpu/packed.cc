@@ -137,13 +137,19 @@ void WriteCodes(int bits, const uint8_t* code, int r, uint8_t* chunk) {
   }
 }
 
-uint8_t ReadCode(int bits, const uint8_t* chunk, int r, int k) {
-  const int q = k / 4, at = 4 * r + k % 4;
-  if (bits == 8) return chunk[64 * q + at];
-  uint8_t c = chunk[64 * (q % 4) + at] >> (q < 4 ? 0 : 4) & 15;
-  if (bits == 5) c |= (chunk[256 + at] >> q & 1) << 4;
-  if (bits == 6) c |= (chunk[256 + 64 * (q / 4) + at] >> 2 * (q % 4) & 3) << 4;
-  return c;
+// The 4 codes of row r, quad q of a chunk.
+void ReadQuad(int bits, const uint8_t* chunk, int r, int q, uint8_t* code) {
+  const uint8_t* low = chunk + 64 * (bits == 8 ? q : q % 4) + 4 * r;
+  const uint8_t* high = chunk + 256 + 64 * (bits == 6 ? q / 4 : 0) + 4 * r;
+  for (int j = 0; j < 4; ++j) {
+    if (bits == 8) {
+      code[j] = low[j];
+      continue;
+    }
+    code[j] = low[j] >> (q < 4 ? 0 : 4) & 15;
+    if (bits == 5) code[j] |= (high[j] >> q & 1) << 4;
+    if (bits == 6) code[j] |= (high[j] >> 2 * (q % 4) & 3) << 4;
+  }
 }
 
 void Store16(uint8_t* p, uint16_t v) { std::memcpy(p, &v, 2); }
@@ -166,23 +172,13 @@ void WriteScales(const PackedFormat& format, const BlockParts& parts, int r, uin
   if (format.has_min) Store16(super + 32 + 2 * r, parts.dmin);
 }
 
-}  // namespace
-
-std::span<const PackedFormat> PackedFormats() { return kFormats; }
-
-const PackedFormat* FindPackedFormat(DType source) {
-  for (const PackedFormat& format : kFormats)
-    if (format.source == source) return &format;
-  return nullptr;
-}
-
-GroupScale ReadGroupScale(const PackedFormat& format, const uint8_t* block, int r, int group) {
+// Scale and min of row r's group.
+void ReadScales(const PackedFormat& format, const uint8_t* block, int r, int group, PackedGroup& out) {
   const uint8_t* scales = block + format.block_bytes() - format.scale_bytes();
-  GroupScale out;
   if (format.scale == ScaleKind::kF16) {
     out.scale = HalfToFloat(Load16(scales + 32 * group + 2 * r));
     out.min = format.has_min ? HalfToFloat(Load16(scales + 64 + 32 * group + 2 * r)) : -format.zero_point * out.scale;
-    return out;
+    return;
   }
   const int n_groups = format.block_k() / format.group;
   const uint8_t* super = scales + 16 * n_groups * (format.has_min ? 2 : 1);
@@ -195,11 +191,25 @@ GroupScale ReadGroupScale(const PackedFormat& format, const uint8_t* block, int 
     out.scale = d * sub;
     out.min = -HalfToFloat(Load16(super + 32 + 2 * r)) * scales[16 * (n_groups + group) + r];
   }
-  return out;
 }
 
-uint8_t ReadPackedCode(const PackedFormat& format, const uint8_t* block, int r, int k) {
-  return ReadCode(format.bits, block + k / kChunk * format.chunk_bytes(), r, k % kChunk);
+}  // namespace
+
+std::span<const PackedFormat> PackedFormats() { return kFormats; }
+
+const PackedFormat* FindPackedFormat(DType source) {
+  for (const PackedFormat& format : kFormats)
+    if (format.source == source) return &format;
+  return nullptr;
+}
+
+PackedGroup ReadGroup(const PackedFormat& format, const uint8_t* block, int r, int group) {
+  PackedGroup out;
+  ReadScales(format, block, r, group, out);
+  const int first = group * format.group;
+  const uint8_t* chunk = block + first / kChunk * format.chunk_bytes();
+  for (int k = 0; k < format.group; k += 4) ReadQuad(format.bits, chunk, r, (first + k) % kChunk / 4, out.code + k);
+  return out;
 }
 
 int64_t PackedMatrix::BytesFor(DType source, int64_t n, int64_t k) {
@@ -249,11 +259,10 @@ void PackedMatrix::DequantizeRow(int64_t n, float* out) const {
   const uint8_t* block = panel(n / kPanelRows);
   for (int64_t k0 = 0; k0 < k_; k0 += format_->block_k(), block += format_->block_bytes())
     for (int g = 0; g < format_->block_k() / format_->group && k0 + g * format_->group < k_; ++g) {
-      const GroupScale s = ReadGroupScale(*format_, block, r, g);
-      for (int j = g * format_->group; j < (g + 1) * format_->group; ++j) {
-        const int code = ReadPackedCode(*format_, block, r, j);
-        out[k0 + j] = format_->has_min ? s.scale * code + s.min : s.scale * (code - format_->zero_point);
-      }
+      const PackedGroup w = ReadGroup(*format_, block, r, g);
+      for (int j = 0; j < format_->group; ++j)
+        out[k0 + g * format_->group + j] =
+            format_->has_min ? w.scale * w.code[j] + w.min : w.scale * (w.code[j] - format_->zero_point);
     }
 }
 

@@ -53,12 +53,12 @@ struct PackedFormat {
 std::span<const PackedFormat> PackedFormats();
 const PackedFormat* FindPackedFormat(DType source);  // nullptr: a float type, kept as it is
 
-// Readers of one packed block, for the reference and for single rows: weight = scale * code + min.
-struct GroupScale {
+// One row's group of one packed block, taken apart: weight = scale * code + min.
+struct PackedGroup {
   float scale, min;
+  uint8_t code[kChunk];  // (format.group)
 };
-GroupScale ReadGroupScale(const PackedFormat& format, const uint8_t* block, int row, int group);
-uint8_t ReadPackedCode(const PackedFormat& format, const uint8_t* block, int row, int k);  // k in [0, block_k)
+PackedGroup ReadGroup(const PackedFormat& format, const uint8_t* block, int row, int group);
 
 // A packed or float matrix in memory of its own. Float types stand row-major, rows stride_bytes apart (a multiple of
 // 64).

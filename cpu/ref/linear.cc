@@ -21,12 +21,10 @@ double Dot(const PackedFormat& format, const uint8_t* panel, int64_t n_blocks, i
   double sum = 0;
   for (int64_t b = 0; b < n_blocks; ++b)
     for (int g = 0; g < format.block_k() / format.group; ++g) {
-      const uint8_t* block = panel + b * format.block_bytes();
+      const PackedGroup w = ReadGroup(format, panel + b * format.block_bytes(), r, g);
       const int64_t k0 = b * format.block_k() + g * format.group;
       int64_t dot = 0;
-      for (int j = 0; j < format.group; ++j)
-        dot += static_cast<int64_t>(ReadPackedCode(format, block, r, g * format.group + j)) * ActivationCode(x, k0 + j);
-      const GroupScale w = ReadGroupScale(format, block, r, g);
+      for (int j = 0; j < format.group; ++j) dot += int64_t{w.code[j]} * ActivationCode(x, k0 + j);
       const ActivationMeta& meta = Meta(x, n_groups, k0 / kActivationGroup);
       const double x_sum = format.group == 32 ? meta.sum32 : meta.sum16[g % 2];
       sum += static_cast<double>(dot) * meta.scale * w.scale + w.min * x_sum;

@@ -99,10 +99,9 @@ float Promised(const Case& c, int row, int n) {
     const uint8_t* block = c.panels.data() + k0 / c.format.block_k() * c.format.block_bytes();
     const int in_block = static_cast<int>(k0 % c.format.block_k());
     const auto* line = reinterpret_cast<const int8_t*>(x) + k0 / 32 * 64 + k0 % 32;
+    const PackedGroup w = ReadGroup(c.format, block, n, in_block / c.format.group);
     int32_t dot = 0;
-    for (int j = 0; j < c.format.group; ++j)
-      dot += ReadPackedCode(c.format, block, n, in_block + j) * (256 * line[j] + line[32 + j]);
-    const GroupScale w = ReadGroupScale(c.format, block, n, in_block / c.format.group);
+    for (int j = 0; j < c.format.group; ++j) dot += w.code[j] * (256 * line[j] + line[32 + j]);
     const auto& meta = reinterpret_cast<const ActivationMeta*>(x + 64 * ActivationGroups(c.k))[k0 / 32];
     sum = std::fma(static_cast<float>(dot) * meta.scale, w.scale, sum);
     sum = std::fma(w.min, c.format.group == 32 ? meta.sum32 : meta.sum16[k0 / 16 % 2], sum);
