@@ -179,7 +179,9 @@ List Split(const Text& text, const Text* separator, int64_t max, Budget& budget)
 void AppendJson(const Value& value, int indent, int level, Text& out, Budget& budget) {
   budget.Charge(1);
   const auto line = [&](int at) {
-    if (indent >= 0) out.Append("\n" + std::string(static_cast<size_t>(indent * at), ' '), false);
+    if (indent < 0) return;
+    out.Append("\n", false);
+    out.Append(std::string(static_cast<size_t>(indent * at), ' '), false);
   };
   const std::string_view comma = indent >= 0 ? "," : ", ";
   if (value.text() != nullptr) {
