@@ -162,6 +162,8 @@ void CommandLine::AddModel() {
 
 void CommandLine::SetFooter(const std::string& text) { impl_->app.footer(text); }
 
+bool CommandLine::NamesModel() const { return !impl_->model.empty() || !impl_->model_flag.empty(); }
+
 std::filesystem::path CommandLine::ModelPath() const {
   const auto& [model, flag] = std::tie(impl_->model, impl_->model_flag);
   if (!model.empty() && !flag.empty()) Fail("MODEL is given twice: {} and -m {}", Quoted(model), Quoted(flag));

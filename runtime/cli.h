@@ -55,6 +55,7 @@ class CommandLine {
 
   // False when --help was asked for, and has been printed. Throws UsageError.
   bool Parse(std::vector<std::string> args);
+  bool NamesModel() const;                  // whether MODEL was given
   std::filesystem::path ModelPath() const;  // of AddModel's MODEL; throws Error where there is none
 
  private:

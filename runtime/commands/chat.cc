@@ -16,6 +16,7 @@
 #include "runtime/line_editor.h"
 #include "runtime/load.h"
 #include "runtime/progress.h"
+#include "runtime/pull.h"
 #include "runtime/session.h"
 #include "runtime/text_io.h"
 
@@ -259,6 +260,8 @@ int RunChat(const Command& command, std::vector<std::string> args) {
   AddFlags(line, options);
   if (!line.Parse(std::move(args))) return kGood;
   CheckOptions(options);
+  // The first chat fetches the default model itself.
+  if (!line.NamesModel() && !IsPresent(*FindCatalog(""))) Pull(*FindCatalog(""));
   const std::filesystem::path path = line.ModelPath();
   const auto prompt = GivenPrompt(options);
   if (!prompt && options.raw) throw UsageError("--raw needs a text: -p, -f or standard input");

@@ -117,7 +117,7 @@ write_model(LOOP, chain(list(b"\n0123456789\n")))
 write_model(PLAIN, chain(TERMINATED), template=False)
 write_model(VOCABULARY)
 write_model(STRANGER, arch="mamba\x1b[31m", extra=kv("general.evil", STRING, "a\x1b]0;title\x07b\nc"), n_extra=1)
-ENVIRONMENT = dict(os.environ, XDG_CACHE_HOME=str(HERE / "cache"), TERM="xterm")
+ENVIRONMENT = dict(os.environ, XDG_CACHE_HOME=str(HERE / "cache"), TERM="xterm", PIP_NO_INDEX="1", PIP_FIND_LINKS="")
 
 
 def run(*args, stdin=b"", **more):
@@ -176,7 +176,8 @@ class Usage(unittest.TestCase):
         (HERE / "empty.gguf").write_bytes(b"")
         for args, *messages in [
             (["chat", missing, "-p", "x"], "missing.txt: no such file"),
-            (["chat", "-p", "x"], "thermocline pull"),
+            (["chat", "-p", "x"], "pull smollm2"),
+            (["inspect"], "thermocline pull"),
             (["chat", HERE / "empty.gguf", "-p", "x"], "empty.gguf"),
             (["chat", VOCABULARY, "-p", "x"], "vocabulary.gguf"),
             (["chat", STRANGER, "-p", "x"], "stranger.gguf", "mamba"),
