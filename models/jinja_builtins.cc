@@ -191,6 +191,7 @@ Value Safe(const Value& value, const Arguments&) { return value; }
 
 // Arguments from `from` on, for the filter or test that another applies.
 Arguments Rest(const Arguments& args, size_t from, std::string_view function) {
+  args.budget.ChargeCall();
   Arguments rest{args.budget, function, {}, {}};
   for (size_t i = from; i < args.positional.size(); ++i) rest.positional.push_back(args.positional[i]);
   return rest;
@@ -457,6 +458,13 @@ void Budget::ChargeText(size_t bytes) {
   if (bytes > kMaxTemplateOutputBytes) Fail(fmt::format("a text grows beyond {} bytes", kMaxTemplateOutputBytes));
   Charge(bytes / 64);
 }
+
+void Budget::ChargeCharacters(size_t bytes) {
+  ChargeText(bytes);
+  Charge(bytes / 8);
+}
+
+void Budget::ChargeCall() { Charge(4); }  // what lies around a call costs several nodes' time
 
 void Budget::ChargeItems(size_t items) {
   if (items > kMaxTemplateItems) Fail(fmt::format("a list grows beyond {} items", kMaxTemplateItems));

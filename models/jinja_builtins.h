@@ -18,8 +18,10 @@ class Budget {
   Position at;  // of the node being evaluated
 
   void Charge(uint64_t steps);
-  void ChargeText(size_t bytes);   // a text of so many bytes is made
-  void ChargeItems(size_t items);  // a list of so many items is made
+  void ChargeText(size_t bytes);        // a text of so many bytes is made
+  void ChargeCharacters(size_t bytes);  // a text is gone through character by character
+  void ChargeCall();                    // of a filter, test, method, function or macro
+  void ChargeItems(size_t items);       // a list of so many items is made
   [[noreturn]] void Fail(std::string_view message) const;
   const std::string& name() const { return name_; }
 

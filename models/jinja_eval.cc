@@ -309,6 +309,7 @@ class Evaluator {
   }
 
   Arguments EvaluateArguments(const Node& node, std::string_view function) {
+    budget_.ChargeCall();
     Arguments arguments{budget_, function, {}, {}};
     for (const auto& child : node.children) arguments.positional.push_back(Evaluate(*child));
     for (const auto& [keyword, child] : node.keywords) arguments.named.emplace_back(keyword, Evaluate(*child));

@@ -34,22 +34,26 @@ void AppendQuoted(const Text& text, bool json, Text& out, Budget& budget) {
   const std::string_view quote = single ? "'" : "\"";
   out.Append(quote, false);
   constexpr std::string_view kFrom = "\n\t\r\b\f", kTo = "ntrbf";
+  size_t plain = 0;  // [plain, pos) needs no escape
   for (size_t pos = 0; pos < text.size(); ++pos) {
     const char c = text.str()[pos];
-    const bool from_message = text.FromMessage(pos);
-    const size_t at = kFrom.substr(0, json ? 5 : 3).find(c);
-    if (at != std::string_view::npos) {
-      out.Append(fmt::format("\\{}", kTo[at]), from_message);
+    std::string escape;
+    if (const size_t at = kFrom.substr(0, json ? 5 : 3).find(c); at != std::string_view::npos) {
+      escape = fmt::format("\\{}", kTo[at]);
     } else if (c == '\\' || c == quote[0]) {
-      out.Append(fmt::format("\\{}", c), from_message);
+      escape = fmt::format("\\{}", c);
     } else if (static_cast<uint8_t>(c) < 0x20 || (!json && c == 0x7F)) {
-      out.Append(json ? fmt::format("\\u{:04x}", c) : fmt::format("\\x{:02x}", c), from_message);
+      escape = json ? fmt::format("\\u{:04x}", c) : fmt::format("\\x{:02x}", c);
     } else {
-      out.Append(std::string_view(&c, 1), from_message);
+      continue;
     }
+    out.AppendSlice(text, plain, pos);
+    out.Append(escape, text.FromMessage(pos));
+    plain = pos + 1;
   }
+  out.AppendSlice(text, plain, text.size());
   out.Append(quote, false);
-  budget.ChargeText(text.size());
+  budget.ChargeCharacters(text.size());
 }
 
 void AppendRepr(const Value& value, Text& out, Budget& budget) {
@@ -114,7 +118,7 @@ Text Mapped(const Text& text, Casing casing, Budget& budget) {
     begins = casing == Casing::kTitle && !is_letter;
     pos += static_cast<size_t>(c.bytes);
   }
-  budget.ChargeText(mapped.size());
+  budget.ChargeCharacters(mapped.size());
   return mapped;
 }
 
@@ -139,7 +143,7 @@ Text Replaced(const Text& text, const Text& old_part, const Text& new_part, int6
 List Split(const Text& text, const Text* separator, int64_t max, Budget& budget) {
   if (separator != nullptr && separator->size() == 0) budget.Fail("split needs a separator that is not empty");
   List parts;
-  budget.ChargeText(text.size());
+  budget.ChargeCharacters(text.size());
   const std::string_view str = text.str();
   const auto add = [&](size_t begin, size_t end) {
     parts.push_back(text.Slice(begin, end));
@@ -289,7 +293,7 @@ bool Contains(const Value& container, const Value& item, Budget& budget) {
 }
 
 std::vector<size_t> CharacterStarts(const Text& text, Budget& budget) {
-  budget.ChargeText(text.size());
+  budget.ChargeCharacters(text.size());
   std::vector<size_t> starts;
   for (size_t pos = 0; pos < text.size(); ++pos) {
     if ((static_cast<uint8_t>(text.str()[pos]) & 0xC0) != 0x80) starts.push_back(pos);

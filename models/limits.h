@@ -48,9 +48,9 @@ inline constexpr size_t kMaxTemplateBytes = 1 << 20;
 inline constexpr int kMaxTemplateDepth = 128;           // of the source; parsing and evaluation recurse over it
 inline constexpr int kMaxTemplateCalls = 16;            // of macros within macros
 inline constexpr int kMaxTemplateValueDepth = 32;       // of lists and dictionaries
-inline constexpr uint64_t kMaxTemplateSteps = 1 << 24;  // a node evaluated, an item or 64 bytes copied: a second or two
-inline constexpr size_t kMaxTemplateItems = 1 << 20;    // of one list
-inline constexpr size_t kMaxTemplateOutputBytes = size_t{1} << 28;  // of any text on the way
+inline constexpr uint64_t kMaxTemplateSteps = 1 << 21;  // a node evaluated, an item or 64 bytes copied: under a second
+inline constexpr size_t kMaxTemplateItems = 1 << 18;    // of one list
+inline constexpr size_t kMaxTemplateOutputBytes = 1 << 25;  // of any text on the way
 
 // Files mapped at the same time by one process.
 inline constexpr size_t kMaxMappedFiles = 256;
