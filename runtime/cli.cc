@@ -32,7 +32,8 @@ std::string DisplayName(const std::string& names) {
 int64_t ParseInt(const std::string& flag, std::string_view text, int64_t min, int64_t max) {
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (text.empty() || end != text.data() + text.size() || (error != std::errc{} && error != std::errc::result_out_of_range)) {
+  if (text.empty() || end != text.data() + text.size() ||
+      (error != std::errc{} && error != std::errc::result_out_of_range)) {
     Fail("{}: {} is not a whole number", flag, Quoted(text));
   }
   if (error != std::errc{} || value < min || value > max) {
@@ -59,7 +60,8 @@ size_t Distance(std::string_view a, std::string_view b) {
   for (size_t i = 1; i <= a.size(); i++) {
     for (size_t j = 1; j <= b.size(); j++) {
       d[i][j] = std::min({d[i - 1][j] + 1, d[i][j - 1] + 1, d[i - 1][j - 1] + (a[i - 1] != b[j - 1])});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        d[i][j] = std::min(d[i][j], d[i - 2][j - 2] + 1);
     }
   }
   return d[a.size()][b.size()];
@@ -103,7 +105,9 @@ void CommandLine::AddFlag(const std::string& names, bool* value, const std::stri
 }
 
 void CommandLine::AddInt(const std::string& names, int64_t* value, int64_t min, int64_t max, const std::string& help) {
-  const auto parse = [=, flag = DisplayName(names)](const std::string& given) { *value = ParseInt(flag, given, min, max); };
+  const auto parse = [=, flag = DisplayName(names)](const std::string& given) {
+    *value = ParseInt(flag, given, min, max);
+  };
   impl_->app.add_option_function<std::string>(names, parse, help)->type_name("N");
 }
 
@@ -178,7 +182,9 @@ void CommandLine::CheckFlags(std::vector<std::string>& args) const {
     for (const std::string& name : option->get_snames()) flags.push_back("-" + name);
     for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
   }
-  const auto known = [&](const std::string& flag) { return std::find(flags.begin(), flags.end(), flag) != flags.end(); };
+  const auto known = [&](const std::string& flag) {
+    return std::find(flags.begin(), flags.end(), flag) != flags.end();
+  };
   for (size_t i = 0; i < args.size(); i++) {
     if (args[i].size() < 2 || args[i][0] != '-') continue;
     if (args[i] == "--") return;
@@ -186,8 +192,9 @@ void CommandLine::CheckFlags(std::vector<std::string>& args) const {
     const bool is_long = args[i][1] == '-';
     size_t end = std::min(args[i].find('='), args[i].size());
     if (!is_long && end > 2) {
-      if (known("-" + args[i].substr(0, end))) Fail("unknown flag {}; did you mean -{}?", Quoted(args[i]), args[i].substr(0, end));
-      end = 2;   // -n5
+      if (known("-" + args[i].substr(0, end)))
+        Fail("unknown flag {}; did you mean -{}?", Quoted(args[i]), args[i].substr(0, end));
+      end = 2;  // -n5
     }
     const std::string flag = args[i].substr(0, end);
     if (!known(flag)) {
@@ -199,7 +206,7 @@ void CommandLine::CheckFlags(std::vector<std::string>& args) const {
       if (end < args[i].size()) Fail("{} takes no value", flag);
       continue;
     }
-    if (end < args[i].size()) {   // CLI11 takes --stop= as if the next argument were its value
+    if (end < args[i].size()) {  // CLI11 takes --stop= as if the next argument were its value
       args.insert(args.begin() + static_cast<std::ptrdiff_t>(i) + 1, args[i].substr(end + (is_long ? 1 : 0)));
       args[i] = flag;
     }
@@ -210,7 +217,7 @@ void CommandLine::CheckFlags(std::vector<std::string>& args) const {
 
 bool CommandLine::Parse(std::vector<std::string> args) {
   CheckFlags(args);
-  std::reverse(args.begin(), args.end());   // as CLI11 wants them
+  std::reverse(args.begin(), args.end());  // as CLI11 wants them
   try {
     impl_->app.parse(std::move(args));
   } catch (const CLI::CallForHelp&) {

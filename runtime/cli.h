@@ -45,7 +45,8 @@ class CommandLine {
   // `kind` is what help shows for the value: TEXT, FILE.
   void AddText(const std::string& names, const char* kind, std::optional<std::string>* value, const std::string& help);
   // A text for each time the flag is given.
-  void AddTextList(const std::string& names, const char* kind, std::vector<std::string>* values, const std::string& help);
+  void AddTextList(const std::string& names, const char* kind, std::vector<std::string>* values,
+                   const std::string& help);
   // MODEL, and -m for the same.
   void AddModel();
   // MODEL alone.

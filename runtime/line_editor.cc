@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <deque>
+#include <iterator>
 #include <string_view>
 
 #include "models/limits.h"
@@ -18,10 +19,10 @@
 namespace thermocline {
 namespace {
 
-constexpr int kPasteWaitMs = 20;                  // the rest of an escape sequence follows at once
-constexpr wchar_t kNewlineMark = L'\u23ce';       // stands for a newline within the edited line
+constexpr int kPasteWaitMs = 20;             // the rest of an escape sequence follows at once
+constexpr wchar_t kNewlineMark = L'\u23ce';  // stands for a newline within the edited line
 constexpr std::string_view kNewlineMarkUtf8 = "\u23ce";
-constexpr std::string_view kPasteBegin = "\x1b[200~", kPasteEnd = "\x1b[201~";   // xterm's bracketed paste
+constexpr std::string_view kPasteBegin = "\x1b[200~", kPasteEnd = "\x1b[201~";  // xterm's bracketed paste
 
 std::string WithNewlines(std::string_view marked) {
   std::string text;
@@ -42,7 +43,8 @@ struct LineEditor::Impl {
   EditLine* edit = nullptr;
   History* history = nullptr;
   HistEvent event{};
-  std::deque<char> pending;   // bytes read ahead
+  int interrupt_fd = -1;     // an eventfd that does not block
+  std::deque<char> pending;  // bytes read ahead
   bool pasting = false;
   bool interrupted = false;
 
@@ -66,9 +68,18 @@ int LineEditor::Impl::ReadByte(char* byte) {
     pending.pop_front();
     return 1;
   }
-  const ssize_t n = read(STDIN_FILENO, byte, 1);
-  if (n < 0 && errno == EINTR) interrupted = true;
-  return static_cast<int>(n);
+  pollfd ready[] = {{STDIN_FILENO, POLLIN, 0}, {interrupt_fd, POLLIN, 0}};
+  for (;;) {
+    if (poll(ready, std::size(ready), -1) < 0 && errno != EINTR) return -1;
+    uint64_t interrupts = 0;
+    if (read(interrupt_fd, &interrupts, sizeof(interrupts)) == sizeof(interrupts)) {
+      interrupted = true;
+      return -1;
+    }
+    if (ready[0].revents == 0) continue;
+    const ssize_t n = read(STDIN_FILENO, byte, 1);
+    if (n >= 0 || errno != EINTR) return static_cast<int>(n);
+  }
 }
 
 // Whether the input goes on with `sequence`, whose first byte has been read; takes it if so.
@@ -99,7 +110,7 @@ int LineEditor::Impl::ReadChar(wchar_t* c) {
       *c = kNewlineMark;
       return 1;
     }
-    if (pasting && static_cast<unsigned char>(byte) < 0x20) byte = ' ';   // a tab or worse is no command here
+    if (pasting && static_cast<unsigned char>(byte) < 0x20) byte = ' ';  // a tab or worse is no command here
     std::string bytes(1, byte);
     Utf8Char decoded = DecodeUtf8(bytes, 0);
     while (decoded.truncated) {
@@ -113,9 +124,11 @@ int LineEditor::Impl::ReadChar(wchar_t* c) {
   }
 }
 
-LineEditor::LineEditor(std::string prompt, std::filesystem::path history) : impl_(std::make_unique<Impl>()) {
+LineEditor::LineEditor(std::string prompt, std::filesystem::path history, int interrupt_fd)
+    : impl_(std::make_unique<Impl>()) {
   impl_->prompt = std::move(prompt);
   impl_->history_path = std::move(history);
+  impl_->interrupt_fd = interrupt_fd;
   impl_->edit = el_init("thermocline", stdin, stderr, stderr);
   impl_->history = history_init();
   if (impl_->edit == nullptr || impl_->history == nullptr) return;

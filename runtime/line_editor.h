@@ -12,12 +12,14 @@ class LineEditor {
   enum class Event { kLine, kInterrupted, kEnd };
 
   // The prompt goes to standard error. History lies in `history` ("": nowhere), which is read now and written after
-  // each line; where that fails there is simply less history.
-  LineEditor(std::string prompt, std::filesystem::path history);
+  // each line; where that fails there is simply less history. What can be read from `interrupt_fd`, an eventfd that
+  // does not block, ends a Read: a signal handler writes there, since a signal between two reads of the terminal would
+  // be lost.
+  LineEditor(std::string prompt, std::filesystem::path history, int interrupt_fd);
   ~LineEditor();
   LineEditor(const LineEditor&) = delete;
 
-  // kLine: `line` without its newline; a paste of several lines comes as one. kInterrupted: a signal (Ctrl-C) came;
+  // kLine: `line` without its newline; a paste of several lines comes as one. kInterrupted: by interrupt_fd (Ctrl-C);
   // `line` is what had been typed. kEnd: Ctrl-D, or the terminal is gone.
   Event Read(std::string& line);
 

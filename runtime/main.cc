@@ -55,7 +55,7 @@ int Dispatch(const std::vector<std::string>& args) {
 
 int Main(int argc, char** argv) {
   GuardStandardStreams();
-  std::setlocale(LC_CTYPE, "C.UTF-8");   // for line editing; nothing else asks the locale
+  std::setlocale(LC_CTYPE, "C.UTF-8");  // for line editing; nothing else asks the locale
   const std::vector<std::string> args(argv + std::min(argc, 1), argv + argc);
   try {
     return Dispatch(args);

@@ -41,18 +41,18 @@ double NegativeLogLikelihood(std::span<const float> logits, TokenId token) {
   return max + std::log(sum) - logits[token];
 }
 
-PerplexityResult MeasurePerplexity(Engine& engine, const Tokenizer& tokenizer, std::span<const TokenId> tokens, int n_ctx,
-                                   int64_t max_chunks,
+PerplexityResult MeasurePerplexity(Engine& engine, const Tokenizer& tokenizer, std::span<const TokenId> tokens,
+                                   int n_ctx, int64_t max_chunks,
                                    const std::function<void(const PerplexityResult&, int64_t n_chunks)>& on_chunk) {
   int64_t n_chunks = static_cast<int64_t>(tokens.size()) / n_ctx;
   if (n_chunks == 0) {
-    throw Error("the text has {} tokens, too few for one chunk of {}: take a longer text or a smaller --ctx", tokens.size(),
-                n_ctx);
+    throw Error("the text has {} tokens, too few for one chunk of {}: take a longer text or a smaller --ctx",
+                tokens.size(), n_ctx);
   }
   if (max_chunks >= 0) n_chunks = std::min(n_chunks, max_chunks);
 
   const int sequence = engine.NewSequence();
-  const int first = n_ctx / 2;   // the first position whose prediction is scored
+  const int first = n_ctx / 2;  // the first position whose prediction is scored
   PerplexityResult result;
   double nll = 0;
   Batch batch;

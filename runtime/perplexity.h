@@ -1,5 +1,5 @@
-// Perplexity by llama.cpp's protocol: chunks of n_ctx tokens, the first of each overwritten by BOS where the model wants
-// one, the second half scored, the tail dropped.
+// Perplexity by llama.cpp's protocol: chunks of n_ctx tokens, the first of each overwritten by BOS where the model
+// wants one, the second half scored, the tail dropped.
 #pragma once
 
 #include <cstdint>
@@ -13,13 +13,13 @@
 namespace thermocline {
 
 struct PerplexityResult {
-  std::vector<double> running;   // after each chunk; the last one is the result
-  int64_t tokens = 0;            // scored
+  std::vector<double> running;  // after each chunk; the last one is the result
+  int64_t tokens = 0;           // scored
 };
 
 // max_chunks < 0: all. Throws Error when the tokens fill no chunk.
-PerplexityResult MeasurePerplexity(Engine& engine, const Tokenizer& tokenizer, std::span<const TokenId> tokens, int n_ctx,
-                                   int64_t max_chunks,
+PerplexityResult MeasurePerplexity(Engine& engine, const Tokenizer& tokenizer, std::span<const TokenId> tokens,
+                                   int n_ctx, int64_t max_chunks,
                                    const std::function<void(const PerplexityResult&, int64_t n_chunks)>& on_chunk);
 
 // -log softmax(logits)[token], in double.

@@ -10,8 +10,8 @@
 namespace thermocline {
 namespace {
 
-constexpr std::chrono::milliseconds kFirst{1000};         // what is done by then needs no progress
-constexpr std::chrono::milliseconds kOnTerminal{200};     // between two updates
+constexpr std::chrono::milliseconds kFirst{1000};      // what is done by then needs no progress
+constexpr std::chrono::milliseconds kOnTerminal{200};  // between two updates
 constexpr std::chrono::milliseconds kElsewhere{10'000};
 
 std::string Duration(double seconds) {

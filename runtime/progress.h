@@ -12,7 +12,7 @@ class Progress {
  public:
   // `what` is being done, counted in `unit`: "tokens", or "" for percent alone.
   Progress(std::string what, std::string unit);
-  ~Progress();   // takes the line away
+  ~Progress();  // takes the line away
   Progress(const Progress&) = delete;
 
   void Update(int64_t done, int64_t total);

@@ -39,7 +39,7 @@ void Sampler::TopK(std::span<const T> logits) {
   candidates_.clear();
   T bar = -std::numeric_limits<T>::infinity();
   for (size_t i = 0; i < logits.size(); i++) {
-    if (!(logits[i] > bar)) continue;   // also drops what is not a number; among equals the earlier id stays
+    if (!(logits[i] > bar)) continue;  // also drops what is not a number; among equals the earlier id stays
     if (candidates_.size() == k) {
       std::pop_heap(candidates_.begin(), candidates_.end(), Before);
       candidates_.pop_back();

@@ -15,19 +15,19 @@ namespace thermocline {
 
 struct SamplerParams {
   double temperature = 0.8;
-  int top_k = 40;              // 0: all
-  double top_p = 0.95;         // 1: off
-  double min_p = 0.05;         // 0: off
-  double repeat_penalty = 1;   // 1: off
+  int top_k = 40;             // 0: all
+  double top_p = 0.95;        // 1: off
+  double min_p = 0.05;        // 0: off
+  double repeat_penalty = 1;  // 1: off
   uint32_t seed = 0;
 };
 
-inline constexpr int kRepeatWindow = 64;   // tokens that the repeat penalty looks back, prompt included
+inline constexpr int kRepeatWindow = 64;  // tokens that the repeat penalty looks back, prompt included
 
 struct Candidate {
   TokenId id;
-  double logit;         // after the repeat penalty, before temperature
-  double probability;   // of being drawn
+  double logit;        // after the repeat penalty, before temperature
+  double probability;  // of being drawn
 };
 
 class Sampler {
@@ -48,7 +48,7 @@ class Sampler {
   template <typename T>
   void TopK(std::span<const T> logits);
   void Softmax(double temperature);
-  double Uniform();   // [0, 1)
+  double Uniform();  // [0, 1)
 
   SamplerParams params_;
   std::mt19937_64 random_;

@@ -23,9 +23,9 @@ class Decoder {
   virtual int n_ctx() const = 0;
   // Appends tokens at `position`, the sequence's length; where `logits`, Logits() are those of the last one.
   virtual void Feed(std::span<const TokenId> tokens, int position, RowKind kind, bool logits) = 0;
-  virtual std::span<const float> Logits() const = 0;   // (n_vocab)
-  virtual int Truncate(int n) = 0;                     // as Engine::Truncate
-  virtual void Cancel() = 0;                           // as Engine::Cancel
+  virtual std::span<const float> Logits() const = 0;  // (n_vocab)
+  virtual int Truncate(int n) = 0;                    // as Engine::Truncate
+  virtual void Cancel() = 0;                          // as Engine::Cancel
 };
 
 class EngineDecoder final : public Decoder {
@@ -45,28 +45,28 @@ class EngineDecoder final : public Decoder {
 };
 
 enum class Ending : uint8_t {
-  kEndOfTurn,     // the model said so
+  kEndOfTurn,  // the model said so
   kStopString,
-  kLimit,         // n_predict
+  kLimit,  // n_predict
   kContextFull,
   kInterrupted,
 };
 
 struct GenerateOptions {
-  int n_predict = -1;                // tokens at most; -1: no limit
-  bool continues = false;            // the answer goes on with the prompt's text: a space at its beginning belongs to it
-  std::vector<std::string> stops;    // texts that end the answer and are not part of it
-  std::function<void(std::string_view text)> on_text;             // whole UTF-8 characters
-  std::function<void(int64_t done, int64_t total)> on_prefill;    // tokens fed
+  int n_predict = -1;              // tokens at most; -1: no limit
+  bool continues = false;          // the answer goes on with the prompt's text: a space at its beginning belongs to it
+  std::vector<std::string> stops;  // texts that end the answer and are not part of it
+  std::function<void(std::string_view text)> on_text;           // whole UTF-8 characters
+  std::function<void(int64_t done, int64_t total)> on_prefill;  // tokens fed
 };
 
 struct Answer {
   std::string text;
-  std::vector<TokenId> tokens;   // without the one that ended the turn
+  std::vector<TokenId> tokens;  // without the one that ended the turn
   Ending ending = Ending::kEndOfTurn;
-  int n_prompt = 0;              // tokens fed before the first answer token, and the time it took
+  int n_prompt = 0;  // tokens fed before the first answer token, and the time it took
   double prompt_s = 0;
-  int n_steps = 0;               // tokens fed one by one afterwards
+  int n_steps = 0;  // tokens fed one by one afterwards
   double steps_s = 0;
 };
 
@@ -93,7 +93,7 @@ class Session {
   Decoder& decoder_;
   const Tokenizer& tokenizer_;
   Sampler sampler_;
-  std::vector<TokenId> held_;   // what the engine holds of the sequence
+  std::vector<TokenId> held_;  // what the engine holds of the sequence
   std::atomic<bool> interrupted_ = false;
 };
 
@@ -120,8 +120,8 @@ class Conversation {
   const ChatTemplate& template_;
   std::string system_;
   std::vector<Message> messages_;
-  std::string last_text_;               // prompt and answer of the last turn, and their tokens;
-  std::vector<TokenId> last_tokens_;    // empty where text and tokens differ
+  std::string last_text_;             // prompt and answer of the last turn, and their tokens;
+  std::vector<TokenId> last_tokens_;  // empty where text and tokens differ
 };
 
 }  // namespace thermocline

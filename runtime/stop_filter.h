@@ -9,7 +9,7 @@ namespace thermocline {
 
 class StopFilter {
  public:
-  explicit StopFilter(std::vector<std::string> stops);   // none of them empty
+  explicit StopFilter(std::vector<std::string> stops);  // none of them empty
 
   // The text that can be shown now: up to the first stop string, or to where one may have begun.
   std::string Push(std::string_view text);

@@ -72,7 +72,8 @@ bool ErrorIsTerminal() {
 }
 
 void WriteOut(std::string_view text) {
-  if (const int error = WriteAll(STDOUT_FILENO, text)) throw Error("cannot write to standard output: {}", std::strerror(error));
+  if (const int error = WriteAll(STDOUT_FILENO, text))
+    throw Error("cannot write to standard output: {}", std::strerror(error));
 }
 
 void WriteErr(std::string_view text) { WriteAll(STDERR_FILENO, text); }

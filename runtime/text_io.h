@@ -17,7 +17,7 @@ void GuardStandardStreams();
 
 bool InputIsTerminal();
 bool OutputIsTerminal();
-bool ErrorIsTerminal();   // and one that understands control sequences
+bool ErrorIsTerminal();  // and one that understands control sequences
 
 // Writes all of it to standard output. Throws Error when that fails: closed, full.
 void WriteOut(std::string_view text);

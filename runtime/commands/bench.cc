@@ -1,6 +1,8 @@
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <ctime>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
 #include <random>
@@ -20,13 +22,13 @@ namespace thermocline {
 namespace {
 
 struct Test {
-  int n_prompt, n_gen, n_depth;   // one of the first two is 0
+  int n_prompt, n_gen, n_depth;  // one of the first two is 0
 };
 
 struct Result {
   Test test;
   int n_threads;
-  std::string test_time;            // UTC, ISO 8601
+  std::string test_time;  // UTC, ISO 8601
   std::vector<int64_t> samples_ns;
 
   double Average(const std::vector<double>& values) const {
@@ -46,7 +48,7 @@ struct Result {
   }
 };
 
-struct About {   // the model and the machine, the same for all results
+struct About {  // the model and the machine, the same for all results
   std::string model_filename, model_type, cpu_info, isa;
   uint64_t model_size = 0, model_n_params = 0;
 };
@@ -63,7 +65,8 @@ std::string NowUtc() {
 // Feeds random tokens: no two prompts are the same, and nothing can be learnt from one run for the next.
 class Feeder {
  public:
-  Feeder(Engine& engine, const Tokenizer& tokenizer) : engine_(engine), tokenizer_(tokenizer), sequence_(engine.NewSequence()) {}
+  Feeder(Engine& engine, const Tokenizer& tokenizer)
+      : engine_(engine), tokenizer_(tokenizer), sequence_(engine.NewSequence()) {}
   ~Feeder() { engine_.FreeSequence(sequence_); }
 
   void Clear() { engine_.Truncate(sequence_, 0); }
@@ -100,7 +103,7 @@ class Feeder {
 Result RunTest(Engine& engine, const Tokenizer& tokenizer, const Test& test, int repetitions) {
   Feeder feeder(engine, tokenizer);
   Result result{test, engine.n_threads(), NowUtc(), {}};
-  feeder.Prompt(test.n_prompt);   // a warm-up; of a generation one token will do
+  feeder.Prompt(test.n_prompt);  // a warm-up; of a generation one token will do
   feeder.Generate(std::min(test.n_gen, 1));
   for (int i = 0; i < repetitions; i++) {
     feeder.Clear();
@@ -152,27 +155,34 @@ constexpr const char* kRow = "| {:<30} | {:>10} | {:>10} | {:<10} | {:>7} | {:>1
 
 std::string MarkdownHeader() {
   return fmt::format(kRow, "model", "size", "params", "backend", "threads", "test", "t/s") +
-         fmt::format("| {:-<30} | {:->9}: | {:->9}: | {:-<10} | {:->6}: | {:->14}: | {:->19}: |\n", "", "", "", "", "", "",
-                     "");
+         fmt::format("| {:-<30} | {:->9}: | {:->9}: | {:-<10} | {:->6}: | {:->14}: | {:->19}: |\n", "", "", "", "", "",
+                     "", "");
 }
 
 std::string MarkdownRow(const Result& result, const About& about) {
   const auto rates = result.TokensPerSecond();
   return fmt::format(kRow, about.model_type, fmt::format("{:.2f} MiB", static_cast<double>(about.model_size) / 0x1p20),
                      fmt::format("{:.2f} M", static_cast<double>(about.model_n_params) / 1e6), "CPU", result.n_threads,
-                     TestName(result.test), fmt::format("{:.2f} ± {:.2f}", result.Average(rates), result.Deviation(rates)));
+                     TestName(result.test),
+                     fmt::format("{:.2f} ± {:.2f}", result.Average(rates), result.Deviation(rates)));
 }
 
 About Describe(const GgufFile& file) {
   About about;
   about.model_filename = file.path();
-  about.model_type = TerminalSafe(file.GetString("general.name", file.GetString("general.architecture", "unknown")));
   about.cpu_info = DetectTopology().cpu_name;
   about.isa = Name(ChooseIsa());
+  std::map<DType, uint64_t> weights;
   for (const Tensor& tensor : file.tensors()) {
+    const auto n = static_cast<uint64_t>(tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]);
     about.model_size += tensor.bytes;
-    about.model_n_params += static_cast<uint64_t>(tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]);
+    about.model_n_params += n;
+    weights[tensor.type] += n;
   }
+  const auto most = [](const auto& a, const auto& b) { return a.second < b.second; };
+  const DType type = std::max_element(weights.begin(), weights.end(), most)->first;
+  const double millions = static_cast<double>(about.model_n_params) / 1e6;
+  about.model_type = fmt::format("{} {:.0f}M {}", file.GetString("general.architecture"), millions, Info(type).name);
   return about;
 }
 

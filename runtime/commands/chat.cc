@@ -1,7 +1,10 @@
-#include <csignal>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
+#include <csignal>
 #include <random>
 
 #include "cpu/isa.h"
@@ -48,10 +51,13 @@ void AddFlags(CommandLine& line, ChatOptions& options) {
               "Tokens of an answer at most (-1: until the model ends it)");
   line.AddInt("-t,--threads", &options.n_threads, 1, kMaxThreads, "Threads (one per physical core)");
   line.AddInt("-s,--seed", &options.seed, -1, UINT32_MAX, "Seed of the choice of words (-1: another one each time)");
-  line.AddDouble("--temp,--temperature", &options.sampler.temperature, 0, 100, "Temperature; 0: always the likeliest (0.8)");
+  line.AddDouble("--temp,--temperature", &options.sampler.temperature, 0, 100,
+                 "Temperature; 0: always the likeliest (0.8)");
   line.AddInt("--top-k", &options.sampler.top_k, 0, kMaxVocabulary, "Choose among so many; 0: all (40)");
-  line.AddDouble("--top-p", &options.sampler.top_p, 0, 1, "... among the likeliest that together have it; 1: all (0.95)");
-  line.AddDouble("--min-p", &options.sampler.min_p, 0, 1, "... among those at least so likely as the likeliest times X (0.05)");
+  line.AddDouble("--top-p", &options.sampler.top_p, 0, 1,
+                 "... among the likeliest that together have it; 1: all (0.95)");
+  line.AddDouble("--min-p", &options.sampler.min_p, 0, 1,
+                 "... among those at least so likely as the likeliest times X (0.05)");
   line.AddDouble("--repeat-penalty", &options.sampler.repeat_penalty, 0.01, 100,
                  "Make the last 64 tokens less likely; 1: off (1)");
   line.AddTextList("--stop", "TEXT", &options.generate.stops, "End the answer before this text; may be given again");
@@ -88,16 +94,25 @@ std::optional<std::string> GivenPrompt(const ChatOptions& options) {
   return prompt;
 }
 
-// Ctrl-C stops the session that is answering; while none is, it is left to whoever reads the terminal.
+// Ctrl-C stops the session that is answering; while none is, it wakes whoever reads the terminal.
 std::atomic<Session*> answering = nullptr;
+std::atomic<int> wake_fd = -1;
 
 void OnInterrupt(int) {
-  if (Session* session = answering.load()) session->Interrupt();
+  const int saved_errno = errno;
+  if (Session* session = answering.load()) {
+    session->Interrupt();
+  } else {
+    const uint64_t one = 1;
+    [[maybe_unused]] const ssize_t written = write(wake_fd.load(), &one, sizeof(one));
+  }
+  errno = saved_errno;
 }
 
 void CatchInterrupt() {
+  wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   struct sigaction action = {};
-  action.sa_handler = OnInterrupt;   // without SA_RESTART, so that waiting for a key ends too
+  action.sa_handler = OnInterrupt;
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, nullptr);
 }
@@ -125,8 +140,8 @@ void PrintStatistics(const Session& session, const Answer& answer, bool seeded) 
 
 std::string EndingText(const Session& session, const Answer& answer) {
   if (answer.ending != Ending::kContextFull) return {};
-  return fmt::format("the context is full, {} of {} tokens: the answer stops here; ask for more with -c", session.n_held(),
-                     session.n_ctx());
+  return fmt::format("the context is full, {} of {} tokens: the answer stops here; ask for more with -c",
+                     session.n_held(), session.n_ctx());
 }
 
 // Streams to standard output; a terminal gets no control characters from the model.
@@ -146,10 +161,16 @@ class Chat {
     if (!options_.raw) template_ = ChatTemplate::Load(file, *tokenizer_, options_.which_template.value_or(""));
     name_ = std::filesystem::path(file.path()).stem().string();
     engine_ = LoadEngine(file, model, options_.n_ctx, options_.n_threads);
+    if (engine_->n_ctx() > model.config.n_ctx_train) {
+      Note("note: the model was trained for a context of {} tokens, not {}", model.config.n_ctx_train,
+           engine_->n_ctx());
+    }
     decoder_.emplace(*engine_);
     options_.sampler.seed = options_.seed >= 0 ? static_cast<uint32_t>(options_.seed) : std::random_device{}();
     session_.emplace(*decoder_, *tokenizer_, options_.sampler);
-    if (template_) conversation_.emplace(*session_, *tokenizer_, *template_, ValidText(options_.system.value_or(""), "the system prompt"));
+    if (template_)
+      conversation_.emplace(*session_, *tokenizer_, *template_,
+                            ValidText(options_.system.value_or(""), "the system prompt"));
   }
 
   int Once(const std::string& prompt) {
@@ -185,9 +206,8 @@ Answer Chat::Run(const std::string& prompt) {
   generate.on_text = ShowText;
   generate.continues = options_.raw;
   const Answering guard(*session_);
-  const Answer answer =
-      conversation_ ? conversation_->Ask(prompt, generate)
-                    : session_->Generate(PromptTokens(*tokenizer_, {{prompt, true}}), generate);
+  const Answer answer = conversation_ ? conversation_->Ask(prompt, generate)
+                                      : session_->Generate(PromptTokens(*tokenizer_, {{prompt, true}}), generate);
   progress.reset();
   if (answer.ending == Ending::kInterrupted && answer.tokens.empty()) {
     Note("stopped before the answer began");
@@ -213,14 +233,14 @@ std::filesystem::path HistoryPath() {
     std::filesystem::create_directories(CacheDir());
     return CacheDir() / "chat_history";
   } catch (const std::exception&) {
-    return {};   // no place for it: no history, that is all
+    return {};  // no place for it: no history, that is all
   }
 }
 
 int Chat::Interactive() {
   Note("{}: context {}, {} thread{}, {}. /help says more; Ctrl-D leaves.", TerminalSafe(name_), engine_->n_ctx(),
        engine_->n_threads(), engine_->n_threads() == 1 ? "" : "s", Name(ChooseIsa()));
-  LineEditor editor("> ", HistoryPath());
+  LineEditor editor("> ", HistoryPath(), wake_fd);
   std::string line;
   bool leaving = false;
   for (;;) {

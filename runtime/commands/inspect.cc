@@ -12,8 +12,8 @@
 namespace thermocline {
 namespace {
 
-constexpr size_t kShownBytes = 100;      // of a string
-constexpr size_t kShownElements = 6;     // of an array
+constexpr size_t kShownBytes = 100;   // of a string
+constexpr size_t kShownElements = 6;  // of an array
 
 // On one line, safe for the terminal, and cut where it is long.
 std::string Shown(std::string_view text) {
@@ -37,7 +37,8 @@ std::string ShownArray(const GgufArray& array) {
   switch (array.kind) {
     case GgufArray::Kind::kUnsigned: return ShownList(array.unsigneds, number);
     case GgufArray::Kind::kSigned: return ShownList(array.signeds, number);
-    case GgufArray::Kind::kFloat: return ShownList(array.floats, [](double value) { return fmt::format("{:.6g}", value); });
+    case GgufArray::Kind::kFloat:
+      return ShownList(array.floats, [](double value) { return fmt::format("{:.6g}", value); });
     case GgufArray::Kind::kBool:
       return ShownList(array.unsigneds, [](uint64_t value) { return std::string(value != 0 ? "true" : "false"); });
     case GgufArray::Kind::kString: break;
@@ -64,7 +65,8 @@ std::string Shape(const Tensor& tensor) {
 
 std::string Metadata(const GgufFile& file) {
   std::string out = "Metadata\n";
-  for (const auto& [key, value] : file.metadata()) out += fmt::format("  {:<44} {}\n", Shown(key), std::visit(ShowValue{}, value));
+  for (const auto& [key, value] : file.metadata())
+    out += fmt::format("  {:<44} {}\n", Shown(key), std::visit(ShowValue{}, value));
   return out;
 }
 
@@ -74,6 +76,7 @@ std::string Tensors(const GgufFile& file) {
     int64_t tensors = 0, weights = 0;
     uint64_t bytes = 0;
   };
+  if (file.tensors().empty()) return "\nNo tensors: a vocabulary alone\n";
   std::map<std::string, Total> totals;
   std::string out = "\nTensors\n";
   for (const Tensor& tensor : file.tensors()) {
@@ -102,7 +105,7 @@ std::string Architecture(const ModelConfig& c) {
   if (c.window > 0) {
     int n_window = 0;
     for (int layer = 0; layer < c.n_layer; layer++) n_window += c.IsWindowLayer(layer);
-    out += fmt::format(", {} layers see a window of {}", n_window, c.window);
+    out += fmt::format("; {} layers see the last {} tokens", n_window, c.window);
   }
   return out + "\n";
 }
@@ -129,8 +132,9 @@ int RunInspect(const Command& command, std::vector<std::string> args) {
   if (!line.Parse(std::move(args))) return kGood;
 
   const GgufFile file = GgufFile::Open(line.ModelPath());
-  std::string out = fmt::format("{}\nGGUF v{}, {} ({} bytes), {} tensors\n\n", TerminalSafe(file.path()), file.version(),
-                                HumanBytes(static_cast<double>(file.file_bytes())), file.file_bytes(), file.tensors().size());
+  std::string out =
+      fmt::format("{}\nGGUF v{}, {} ({} bytes), {} tensors\n\n", TerminalSafe(file.path()), file.version(),
+                  HumanBytes(static_cast<double>(file.file_bytes())), file.file_bytes(), file.tensors().size());
   out += Metadata(file);
   out += Tensors(file);
   try {

@@ -9,7 +9,7 @@
 namespace thermocline {
 namespace {
 
-constexpr int64_t kMeasuredBytes = int64_t{2} << 30;   // beyond every cache
+constexpr int64_t kMeasuredBytes = int64_t{2} << 30;  // beyond every cache
 
 std::string CpuList(std::vector<int> cpus) {
   std::sort(cpus.begin(), cpus.end());

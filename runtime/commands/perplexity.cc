@@ -1,3 +1,5 @@
+#include "runtime/perplexity.h"
+
 #include <nlohmann/json.hpp>
 
 #include "cpu/team.h"
@@ -6,7 +8,6 @@
 #include "models/tokenizer.h"
 #include "runtime/commands/commands.h"
 #include "runtime/load.h"
-#include "runtime/perplexity.h"
 #include "runtime/text_io.h"
 
 namespace thermocline {
@@ -34,8 +35,8 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   const auto engine = LoadEngine(file, model, n_ctx, n_threads);
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);
 
-  const auto result = MeasurePerplexity(
-      *engine, *tokenizer, tokens, n_ctx, chunks, [](const PerplexityResult& now, int64_t n_chunks) {
+  const auto result =
+      MeasurePerplexity(*engine, *tokenizer, tokens, n_ctx, chunks, [](const PerplexityResult& now, int64_t n_chunks) {
         Note("[{}/{}] {:.4f}", now.running.size(), n_chunks, now.running.back());
       });
   if (json) {

@@ -14,7 +14,8 @@ int RunPull(const Command& command, std::vector<std::string> args) {
   for (const CatalogEntry& entry : Catalog()) {
     const std::string state = IsPresent(entry) ? ", here" : names.empty() ? ", the default" : "";
     names.emplace_back(entry.name);
-    known += fmt::format("  {:<14} {} ({}{})\n", entry.name, HumanBytes(static_cast<double>(entry.bytes)), entry.license, state);
+    known += fmt::format("  {:<14} {} ({}{})\n", entry.name, HumanBytes(static_cast<double>(entry.bytes)),
+                         entry.license, state);
   }
   line.AddPositional("MODEL", &name, "Its name; without one, the default model");
   line.SetFooter(known);

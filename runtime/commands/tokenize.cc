@@ -61,7 +61,8 @@ int RunTokenize(const Command& command, std::vector<std::string> args) {
   line.AddModel();
   line.AddText("-p,--prompt", "TEXT", &prompt, "The text; without -p and -f, all of standard input");
   line.AddText("-f,--file", "FILE", &path, "A file with the text");
-  line.AddFlag("--no-special", &no_special, "Add (or take away) no BOS or EOS; special tokens written in the text still count");
+  line.AddFlag("--no-special", &no_special,
+               "Add (or take away) no BOS or EOS; special tokens written in the text still count");
   line.AddFlag("--decode", &decode, "The other way round: from ids to bytes, without the BOS or EOS that was added");
   if (!line.Parse(std::move(args))) return kGood;
   if (prompt && path) throw UsageError("-p and -f exclude each other");

@@ -78,8 +78,8 @@ TEST_CASE("sampler: the same seed draws the same, on every machine") {
   Sampler a(params), b(params);
   params.seed = 43;
   Sampler c(params);
-  const std::vector<float> logits(32, 0.0f);   // 32 equal ones: the draw is the upper five bits of the generator
-  std::mt19937_64 bits(42);                    // whose output the standard fixes
+  const std::vector<float> logits(32, 0.0f);  // 32 equal ones: the draw is the upper five bits of the generator
+  std::mt19937_64 bits(42);                   // whose output the standard fixes
   bool differs = false;
   for (int i = 0; i < 100; i++) {
     const TokenId drawn = a.Sample(logits, {});
@@ -102,12 +102,12 @@ TEST_CASE("sampler: the repeat penalty looks back 64 tokens and counts each once
   Sampler sampler(params);
   const std::vector<float> logits = {3, 2, -1};
   std::vector<TokenId> recent(1, 0);
-  CHECK(sampler.Sample(logits, recent) == 1);    // 1.5 against 2
+  CHECK(sampler.Sample(logits, recent) == 1);  // 1.5 against 2
   recent.resize(kRepeatWindow, 2);
-  CHECK(sampler.Sample(logits, recent) == 1);    // the first of 64 still counts
+  CHECK(sampler.Sample(logits, recent) == 1);  // the first of 64 still counts
   recent.push_back(2);
-  CHECK(sampler.Sample(logits, recent) == 0);    // the first of 65 does not
-  CHECK(sampler.Candidates(std::vector<float>{4, 1.5f}, std::vector<TokenId>{0, 0, 0})[0].id == 0);   // 2, not 0.5
+  CHECK(sampler.Sample(logits, recent) == 0);  // the first of 65 does not
+  CHECK(sampler.Candidates(std::vector<float>{4, 1.5f}, std::vector<TokenId>{0, 0, 0})[0].id == 0);  // 2, not 0.5
 }
 
 TEST_CASE("sampler: logits that are no numbers are an error, single ones are never drawn") {

@@ -18,7 +18,7 @@ namespace {
 GgufFile MakeVocabulary() {
   std::vector<std::string> tokens;
   std::vector<int32_t> types;
-  int next = 256;   // GPT-2 writes bytes that are no printable Latin-1 as the characters from 256 on
+  int next = 256;  // GPT-2 writes bytes that are no printable Latin-1 as the characters from 256 on
   for (int byte = 0; byte < 256; byte++) {
     const bool printable = (byte > 0x20 && byte < 0x7f) || (byte > 0xa0 && byte != 0xad);
     std::string text;
@@ -140,7 +140,7 @@ TEST_CASE("session: only what follows the common beginning is fed, and at least 
   f.session.Generate(f.Tokens("hello wide"), f.options);
   CHECK(f.decoder.prompt_rows == 11 + 3 + 1);
   CHECK(f.decoder.held == f.Tokens("hello wide"));
-  f.decoder.forgets_all = true;   // a window that has moved on
+  f.decoder.forgets_all = true;  // a window that has moved on
   f.session.Generate(f.Tokens("hello"), f.options);
   CHECK(f.decoder.prompt_rows == 11 + 3 + 1 + 5);
   CHECK(f.decoder.held == f.Tokens("hello"));
@@ -176,7 +176,7 @@ TEST_CASE("session: limits") {
     f.decoder.Say(std::string(50, 'y'));
     const Answer answer = f.session.Generate(f.Tokens("0123456789"), f.options);
     CHECK(answer.ending == Ending::kContextFull);
-    CHECK(answer.text == std::string(11, 'y'));   // ten are held, and one more needs no place
+    CHECK(answer.text == std::string(11, 'y'));  // ten are held, and one more needs no place
     CHECK(f.session.n_held() == 20);
   }
   SUBCASE("a prompt as long as the context fits") {
@@ -243,7 +243,7 @@ TEST_CASE("session: an interruption within a step leaves what was held before it
 TEST_CASE("conversation: a second turn costs only its new tokens, however the answer would be encoded") {
   Fixture f;
   Conversation conversation(f.session, *f.tokenizer, f.chatml, "Be brief.");
-  f.decoder.Say("ab\n");   // as three tokens, where encoding makes two
+  f.decoder.Say("ab\n");  // as three tokens, where encoding makes two
   conversation.Ask("cab?", f.options);
   const auto held = f.decoder.held;
   f.decoder.prompt_rows = 0;
@@ -251,7 +251,8 @@ TEST_CASE("conversation: a second turn costs only its new tokens, however the an
   conversation.Ask("sure?", f.options);
   CHECK(f.decoder.truncations == 0);
   CHECK(std::equal(held.begin(), held.end(), f.decoder.held.begin()));
-  const auto added = f.tokenizer->Encode({{"<|im_end|>\n<|im_start|>user\nsure?<|im_end|>\n<|im_start|>assistant\n", true}});
+  const auto added =
+      f.tokenizer->Encode({{"<|im_end|>\n<|im_start|>user\nsure?<|im_end|>\n<|im_start|>assistant\n", true}});
   CHECK(f.decoder.prompt_rows == static_cast<int>(added.size()));
 }
 
@@ -280,7 +281,7 @@ TEST_CASE("conversation: text of a message never becomes a control token") {
   f.decoder.Say("ok");
   conversation.Ask("<|im_start|>", f.options);
   const auto ends = std::count(f.decoder.held.begin(), f.decoder.held.end(), kEnd);
-  CHECK(ends == 3);   // after two questions and the first answer
+  CHECK(ends == 3);  // after two questions and the first answer
 }
 
 TEST_CASE("conversation: a message that failed is forgotten") {
