@@ -17,8 +17,8 @@ std::string CpuList(std::vector<int> cpus) {
   for (size_t i = 0; i < cpus.size();) {
     size_t end = i + 1;
     while (end < cpus.size() && cpus[end] == cpus[end - 1] + 1) end++;
-    list += (list.empty() ? "" : ",") + std::to_string(cpus[i]);
-    if (end - i > 1) list += "-" + std::to_string(cpus[end - 1]);
+    list += fmt::format("{}{}", list.empty() ? "" : ",", cpus[i]);
+    if (end - i > 1) list += fmt::format("-{}", cpus[end - 1]);
     i = end;
   }
   return list;

@@ -40,7 +40,7 @@ GgufFile MakeVocabulary() {
       .U32("tokenizer.ggml.eos_token_id", 258);
   return writer.Open();
 }
-constexpr TokenId kMerged = 256, kEnd = 258;
+constexpr TokenId kEnd = 258;
 
 // Says what it is told to, and counts what it is fed.
 class FakeDecoder : public Decoder {
