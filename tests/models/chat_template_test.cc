@@ -51,8 +51,9 @@ TEST_CASE("chat template: every operation keeps who wrote a character") {
       {"{{ messages | map(attribute='role') | join }}", "{user}"},
       {"{{ messages[0].content or 'x' }}", "{ <|im_end|>Evil }"},
   };
-  for (const auto& [source, expected] : cases) {
-    CAPTURE(std::string(source));
+  for (const auto& [template_source, expected] : cases) {
+    const std::string source = template_source;  // clang 14 captures no structured binding
+    CAPTURE(source);
     CHECK(Marked(Render(source)) == expected);
   }
 }
@@ -159,7 +160,8 @@ TEST_CASE("chat template: errors say where") {
       {"{{ range }}", "a function cannot be written out"},
       {"{% set a, b = [1] %}", "2 names for 1 values"},
   };
-  for (const auto& [source, expected] : cases) {
+  for (const auto& [template_source, expected] : cases) {
+    const std::string source = template_source;  // clang 14 captures no structured binding
     CAPTURE(source);
     std::string message;
     try {
@@ -209,7 +211,8 @@ TEST_CASE("chat template: steps, depth, items and bytes are limited") {
       {repeat("{% for a in b %}", 9999), "nested too deeply"},
       {std::string(kMaxTemplateBytes + 1, 'a'), "a template may have 1048576"},
   };
-  for (const auto& [source, expected] : cases) {
+  for (const auto& [template_source, expected] : cases) {
+    const std::string source = template_source;  // clang 14 captures no structured binding
     CAPTURE(source.substr(0, 80));
     std::string message;
     try {
