@@ -155,6 +155,8 @@ LineEditor::Event LineEditor::Read(std::string& line) {
   impl_->interrupted = impl_->pasting = false;
   const bool brackets = ErrorIsTerminal();
   if (brackets) WriteErr("\x1b[?2004h");
+  // Before the prompt shows: a Ctrl-D typed under the terminal driver's own line discipline would be lost.
+  el_set(impl_->edit, EL_PREP_TERM, 1);
   int n = 0;
   const char* text = el_gets(impl_->edit, &n);
   if (brackets) WriteErr("\x1b[?2004l");
