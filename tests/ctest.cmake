@@ -19,8 +19,8 @@ else()
   list(APPEND missing_isas avx512)
 endif()
 list(GET isas -1 best_isa)
-# ThreadSanitizer watches the team, not the arithmetic: once is enough.
-if(sanitize MATCHES "thread")
+# Sanitizers watch memory and threads, not arithmetic: once is enough.
+if(sanitize)
   set(isas ${best_isa})
   set(missing_isas)
 endif()
