@@ -53,7 +53,7 @@ double MeasureReadBandwidth(int n_threads, int64_t bytes) {
   bytes = std::max(kChunkBytes, (bytes + kChunkBytes - 1) / kChunkBytes * kChunkBytes);
   const Memory memory(bytes);
   Team team(n_threads);
-  team.Run([&](Team::Member& member) {   // first touch where it will be read; zero pages would all be one
+  team.Run([&](Team::Member& member) {  // first touch where it will be read; zero pages would all be one
     member.For(bytes, kChunkBytes, [&](int64_t begin, int64_t end) {
       std::fill(memory.data() + begin, memory.data() + end, static_cast<char>(begin >> 20 | 1));
     });

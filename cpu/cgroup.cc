@@ -53,7 +53,7 @@ void ApplyQuota(int64_t quota, int64_t period, CgroupLimits& limits) {
 }
 
 void ApplyCpuV2(const fs::path& group, CgroupLimits& limits) {
-  std::ifstream file(group / "cpu.max");   // "max 100000" or "150000 100000"
+  std::ifstream file(group / "cpu.max");  // "max 100000" or "150000 100000"
   int64_t quota, period;
   if (file >> quota >> period) ApplyQuota(quota, period, limits);
 }
@@ -69,7 +69,7 @@ void ForPath(const fs::path& mount, const std::string& group, const Apply& apply
   apply(mount);
   fs::path path = mount;
   for (const fs::path& part : fs::path(group).relative_path()) {
-    if (part == "..") return;   // outside of our cgroup namespace
+    if (part == "..") return;  // outside of our cgroup namespace
     path /= part;
     apply(path);
   }
@@ -88,7 +88,7 @@ CgroupLimits ReadCgroupLimits(const std::string& root) {
   CgroupLimits limits{std::numeric_limits<double>::infinity(), kNoLimit, kNoLimit};
   const fs::path mount = fs::path(root) / "sys/fs/cgroup";
   std::ifstream file(fs::path(root) / "proc/self/cgroup");
-  for (std::string line; std::getline(file, line);) {   // "4:cpu,cpuacct:/path", version 2 "0::/path"
+  for (std::string line; std::getline(file, line);) {  // "4:cpu,cpuacct:/path", version 2 "0::/path"
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1), group = line.substr(second + 1);
@@ -99,7 +99,7 @@ CgroupLimits ReadCgroupLimits(const std::string& root) {
       });
     }
     if (Lists(controllers, "cpu")) {
-      for (const std::string& name : {std::string("cpu"), controllers})   // mounted under one name or all of them
+      for (const std::string& name : {std::string("cpu"), controllers})  // mounted under one name or all of them
         ForPath(mount / name, group, [&](const fs::path& path) { ApplyCpuV1(path, limits); });
     }
     if (Lists(controllers, "memory"))

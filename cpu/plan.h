@@ -43,21 +43,11 @@ std::vector<Stage> MakeStages(const Program& program, const Predicate& needs_qua
   add_task(RowTask::kRopeTables, nullptr, false);
   for (const Op& op : program.ops) {
     switch (op.kind) {
-      case OpKind::kEmbed:
-        add_task(RowTask::kEmbed, &op, false);
-        break;
-      case OpKind::kNorm:
-        add_task(RowTask::kNorm, &op, op.wanted_rows);
-        break;
-      case OpKind::kHeadNorm:
-        add_task(RowTask::kHeadNorm, &op, false);
-        break;
-      case OpKind::kRope:
-        add_task(RowTask::kRope, &op, false);
-        break;
-      case OpKind::kGatedAct:
-        add_task(RowTask::kGatedAct, &op, false);
-        break;
+      case OpKind::kEmbed: add_task(RowTask::kEmbed, &op, false); break;
+      case OpKind::kNorm: add_task(RowTask::kNorm, &op, op.wanted_rows); break;
+      case OpKind::kHeadNorm: add_task(RowTask::kHeadNorm, &op, false); break;
+      case OpKind::kRope: add_task(RowTask::kRope, &op, false); break;
+      case OpKind::kGatedAct: add_task(RowTask::kGatedAct, &op, false); break;
       case OpKind::kAttention:
         add_task(RowTask::kStoreKv, &op, false);
         stages.push_back({Stage::Kind::kAttention, &op, false, {}});

@@ -35,14 +35,14 @@ struct Team::Shared {
   int size;
   std::chrono::nanoseconds spin;
   uint64_t id = NextTeamId();
-  std::vector<cpu_set_t> binding;   // (size): where each member may run; empty: anywhere
+  std::vector<cpu_set_t> binding;  // (size): where each member may run; empty: anywhere
 
   // Number of the current op in the upper half, its next unclaimed chunk in the lower: so a late member cannot claim
   // from an op it does not know yet.
   alignas(kLine) std::atomic<uint64_t> claim{0};
-  alignas(kLine) std::atomic<int64_t> done{0};          // chunks of the current op
-  alignas(kLine) std::atomic<int> arrived{0};           // members at the current Barrier
-  alignas(kLine) std::atomic<uint32_t> op{0};           // what waiters wait on
+  alignas(kLine) std::atomic<int64_t> done{0};  // chunks of the current op
+  alignas(kLine) std::atomic<int> arrived{0};   // members at the current Barrier
+  alignas(kLine) std::atomic<uint32_t> op{0};   // what waiters wait on
 
   void Bind(const Topology& topology);
 };
@@ -66,9 +66,9 @@ void Team::Shared::Bind(const Topology& topology) {
 
 namespace {
 
-// Puts the calling thread where a member belongs. Threads of the OpenMP pool stay there, and pay a system call only when
-// they change team; the caller of Run gets its own affinity back. An affinity that cannot be had (the mask shrank since)
-// costs speed only, so failures are ignored.
+// Puts the calling thread where a member belongs. Threads of the OpenMP pool stay there, and pay a system call only
+// when they change team; the caller of Run gets its own affinity back. An affinity that cannot be had (the mask shrank
+// since) costs speed only, so failures are ignored.
 class Binding {
  public:
   Binding(uint64_t team, int index, const std::vector<cpu_set_t>& sets) : restore_(index == 0 && !sets.empty()) {
@@ -80,7 +80,7 @@ class Binding {
     if (index == 0) return;
     thread_local uint64_t bound_team = 0;
     thread_local int bound_index = 0;
-    thread_local cpu_set_t own;   // as it was before any team
+    thread_local cpu_set_t own;  // as it was before any team
     if (bound_team == team && bound_index == index) return;
     if (bound_team == 0) sched_getaffinity(0, sizeof own, &own);
     bound_team = team;
@@ -119,7 +119,8 @@ void Team::RunErased(void (*call)(const void*, Member&), const void* fn) {
   {
     const int index = omp_get_thread_num();
     const Binding binding(shared_->id, index, shared_->binding);
-    // OpenMP may give fewer threads than asked for (OMP_THREAD_LIMIT, a region around us): then there are fewer members.
+    // OpenMP may give fewer threads than asked for (OMP_THREAD_LIMIT, a region around us): then there are fewer
+    // members.
     Member member(*this, index, omp_get_num_threads(), first_op);
     call(fn, member);
   }

@@ -29,7 +29,7 @@ class Team {
 
   class Member {
    public:
-    int index() const { return index_; }   // [0, team size)
+    int index() const { return index_; }  // [0, team size)
 
     // All members call For with the same arguments. Chunks [begin, end) of [0, n), at most `grain` long and starting at
     // multiples of it, go to whoever claims them. When all are done, `then()` runs on one member; after that For
@@ -71,15 +71,15 @@ class Team {
    private:
     friend class Team;
     Member(Team& team, int index, int n_members, uint32_t op);
-    int64_t Claim(int64_t n_chunks);                    // -1: none left, or the op is over
-    bool Finish(int64_t n_done, int64_t n_chunks);      // true: those were the last
+    int64_t Claim(int64_t n_chunks);                // -1: none left, or the op is over
+    bool Finish(int64_t n_done, int64_t n_chunks);  // true: those were the last
     bool ArriveLast();
     void Open();
     void Wait();
     Team& team_;
     int index_;
     int n_members_;
-    uint32_t op_;   // counts For and Barrier; the team's counter may be ahead
+    uint32_t op_;  // counts For and Barrier; the team's counter may be ahead
   };
 
  private:

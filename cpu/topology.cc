@@ -37,7 +37,7 @@ std::vector<int> AffinityCpus() {
     for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu)
       if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
   }
-  if (cpus.empty()) {   // more than CPU_SETSIZE CPUs, or no such call: all of them
+  if (cpus.empty()) {  // more than CPU_SETSIZE CPUs, or no such call: all of them
     cpus.resize(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
     std::iota(cpus.begin(), cpus.end(), 0);
   }
@@ -71,7 +71,8 @@ std::vector<CacheInfo> Caches(hwloc_topology_t topology) {
     const int count = hwloc_get_nbobjs_by_type(topology, type);
     if (count <= 0) continue;
     const hwloc_obj_t first = hwloc_get_obj_by_type(topology, type, 0);
-    caches.push_back({static_cast<int>(first->attr->cache.depth), static_cast<int64_t>(first->attr->cache.size), count});
+    caches.push_back(
+        {static_cast<int>(first->attr->cache.depth), static_cast<int64_t>(first->attr->cache.size), count});
   }
   return caches;
 }
@@ -111,12 +112,13 @@ Topology DetectTopology() {
     result.caches = Caches(hwloc.get());
     cores = UsableCores(hwloc.get(), affinity);
   }
-  if (cores.empty())   // hwloc knows no cores: every CPU of the mask is one
+  if (cores.empty())  // hwloc knows no cores: every CPU of the mask is one
     for (int cpu : affinity) cores.push_back({cpu, -1});
   result.logical_cpus = std::max(result.logical_cpus, result.affinity_cpus);
   if (result.physical_cores <= 0) result.physical_cores = result.logical_cpus;
 
-  std::stable_sort(cores.begin(), cores.end(), [](const Core& a, const Core& b) { return a.efficiency > b.efficiency; });
+  std::stable_sort(cores.begin(), cores.end(),
+                   [](const Core& a, const Core& b) { return a.efficiency > b.efficiency; });
   for (const Core& core : cores) {
     result.team_cpus.push_back(core.cpu);
     if (core.efficiency == cores.front().efficiency) ++result.fast_cores;

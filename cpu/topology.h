@@ -9,23 +9,23 @@ namespace thermocline {
 
 struct CacheInfo {
   int level;
-  int64_t bytes;     // of one
+  int64_t bytes;  // of one
   int count;
 };
 
 struct Topology {
   std::string cpu_name;
-  int physical_cores;             // of the machine
+  int physical_cores;  // of the machine
   int logical_cpus;
-  int affinity_cpus;              // logical CPUs in the affinity mask
-  std::vector<int> team_cpus;     // one logical CPU per physical core in the affinity mask, fast cores first
-  int fast_cores;                 // how many of team_cpus are of the fastest kind
-  double cpu_quota;               // CPUs the cgroup allows; +inf: no limit
+  int affinity_cpus;           // logical CPUs in the affinity mask
+  std::vector<int> team_cpus;  // one logical CPU per physical core in the affinity mask, fast cores first
+  int fast_cores;              // how many of team_cpus are of the fastest kind
+  double cpu_quota;            // CPUs the cgroup allows; +inf: no limit
   std::vector<CacheInfo> caches;
-  int64_t memory_bytes;           // of the machine, or the cgroup's limit where that is less
-  int64_t memory_available_bytes; // now
+  int64_t memory_bytes;            // of the machine, or the cgroup's limit where that is less
+  int64_t memory_available_bytes;  // now
 
-  int DefaultThreads() const;     // team_cpus, no more than the quota allows, at least 1
+  int DefaultThreads() const;  // team_cpus, no more than the quota allows, at least 1
 };
 
 // What the cgroups of this process allow: the least along the path from its group to the root, versions 1 and 2.

@@ -12,24 +12,24 @@
 
 namespace thermocline {
 
-inline constexpr int kPageTokens = 64;       // tokens per KV page
-inline constexpr int kSplitTokens = 512;     // tokens whose attention is one partial result, merged in order
-inline constexpr int kMaxQueries = 32;       // queries per AttentionSplit
+inline constexpr int kPageTokens = 64;    // tokens per KV page
+inline constexpr int kSplitTokens = 512;  // tokens whose attention is one partial result, merged in order
+inline constexpr int kMaxQueries = 32;    // queries per AttentionSplit
 
 // softmax(q K^T) V of n_queries queries over the tokens of one split, all of one KV head, by online softmax over pages
 // (arXiv:2205.14135). Leaves the unnormalized state, so that splits can be merged.
 struct AttentionSplit {
-  const float* q;                  // (n_queries, head_dim), already multiplied by the attention scale
-  const int32_t* position;         // (n_queries): query i sees tokens t with position[i] - window < t <= position[i]
+  const float* q;           // (n_queries, head_dim), already multiplied by the attention scale
+  const int32_t* position;  // (n_queries): query i sees tokens t with position[i] - window < t <= position[i]
   int n_queries;
-  int head_dim;                    // any positive number; a multiple of 16 is fast
-  int window;                      // 0: all
-  const uint16_t* const* pages;    // (n_pages): each K as (head_dim, 64), then V as (64, head_dim), F16
+  int head_dim;                  // any positive number; a multiple of 16 is fast
+  int window;                    // 0: all
+  const uint16_t* const* pages;  // (n_pages): each K as (head_dim, 64), then V as (64, head_dim), F16
   int n_pages;
-  int first_token;                 // position of the first token of pages[0]
-  float* max;                      // (n_queries): largest score seen, -inf where the query sees none of the tokens
-  float* sum;                      // (n_queries): sum of exp(score - max)
-  float* acc;                      // (n_queries, head_dim): sum of exp(score - max) * v
+  int first_token;  // position of the first token of pages[0]
+  float* max;       // (n_queries): largest score seen, -inf where the query sees none of the tokens
+  float* sum;       // (n_queries): sum of exp(score - max)
+  float* acc;       // (n_queries, head_dim): sum of exp(score - max) * v
 };
 
 struct VectorOps {
@@ -40,7 +40,7 @@ struct VectorOps {
   void (*rope)(float* head, const float* cos_sin, int n_dims, RopeKind kind);
   // out = act(gate) * up; out may be gate.
   void (*gated_act)(const float* gate, const float* up, int n, Activation activation, float* out);
-  void (*add)(const float* x, int n, float* out);                 // out += x
+  void (*add)(const float* x, int n, float* out);  // out += x
   // One row of k values to ActivationRowBytes(k) bytes, 64-byte aligned, padding zeroed. Rounds to nearest even. NaN
   // becomes 0, infinities 2^120. The same bits on every ISA.
   void (*quantize)(const float* x, int64_t k, uint8_t* out);
@@ -52,7 +52,8 @@ struct VectorOps {
   void (*attention_merge)(int n_queries, int head_dim, const float* max2, const float* sum2, const float* acc2,
                           float* max, float* sum, float* acc);
   // y[n] = sum_k w[n, k] x[k] for rows [0, n) of a float matrix of type F32, F16 or BF16, stride_bytes apart.
-  void (*float_gemv)(DType type, const uint8_t* w, int64_t stride_bytes, int64_t n, int64_t k, const float* x, float* y);
+  void (*float_gemv)(DType type, const uint8_t* w, int64_t stride_bytes, int64_t n, int64_t k, const float* x,
+                     float* y);
 };
 
 // The table of `isa`, which must be able to run here.

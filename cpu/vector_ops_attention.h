@@ -16,14 +16,14 @@ namespace {
 
 // What one page does to each query.
 struct PageState {
-  alignas(64) float weights[kMaxQueries][kPageTokens];   // scores, then exp(score - max) in the visible slots
-  float rescale[kMaxQueries];                            // what earlier pages' sums are multiplied by
-  int begin[kMaxQueries], end[kMaxQueries];              // visible slots; begin == end: none
+  alignas(64) float weights[kMaxQueries][kPageTokens];  // scores, then exp(score - max) in the visible slots
+  float rescale[kMaxQueries];                           // what earlier pages' sums are multiplied by
+  int begin[kMaxQueries], end[kMaxQueries];             // visible slots; begin == end: none
 };
 
 constexpr int kStagedDims = 64;
 struct Staged {
-  alignas(64) float values[kStagedDims * kPageTokens];   // K as (dims, 64) or V as (64, dims)
+  alignas(64) float values[kStagedDims * kPageTokens];  // K as (dims, 64) or V as (64, dims)
 };
 
 // Scores of one query to weights; updates its running maximum and sum.
@@ -109,7 +109,7 @@ void Stage(const uint16_t* from, int64_t stride, int rows, int n, float* to) {
   for (int row = 0; row < rows; ++row, from += stride, to += kStride) {
     int i = 0;
     for (; i + L <= n; i += L) V::Store(to + i, V::LoadHalf(from + i));
-    if (i < n) V::Store(to + i, V::LoadHalf(from + i, n - i));   // whole: the stage has room for it
+    if (i < n) V::Store(to + i, V::LoadHalf(from + i, n - i));  // whole: the stage has room for it
   }
 }
 

@@ -58,7 +58,7 @@ struct Avx512 {
   static void StorePlanes(uint8_t* hi, uint8_t* lo, I q) {
     const I high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(hi), _mm512_cvtepi32_epi8(high));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(lo), _mm512_cvtepi32_epi8(q));   // q - 256 * high, modulo 256
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(lo), _mm512_cvtepi32_epi8(q));  // q - 256 * high, modulo 256
   }
 
   // (a, b) pairs by (cos, sin) pairs.

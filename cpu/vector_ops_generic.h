@@ -29,7 +29,7 @@ template <typename V>
 typename V::F Exp(typename V::F x) {
   x = V::Min(V::Set(89.f), V::Max(V::Set(-104.f), x));
   const auto n = V::Round(V::Mul(x, V::Set(1.44269504088896341f)));
-  auto r = V::Fma(n, V::Set(-0.693145751953125f), x);   // ln 2 in two parts, so that this product is exact
+  auto r = V::Fma(n, V::Set(-0.693145751953125f), x);  // ln 2 in two parts, so that this product is exact
   r = V::Fma(n, V::Set(-1.4286068202862268e-6f), r);
   auto p = V::Set(0.0013814487028867006f);
   p = V::Fma(p, r, V::Set(0.0083687799051404f));
@@ -110,7 +110,7 @@ template <typename V>
 typename V::F Activate(typename V::F x, Activation activation) {
   auto u = x;
   if (activation == Activation::kGeluTanh) {
-    constexpr float kTwice = 1.59576912160573071f, kCubic = 0.044715f;   // 2 sqrt(2 / pi)
+    constexpr float kTwice = 1.59576912160573071f, kCubic = 0.044715f;  // 2 sqrt(2 / pi)
     u = V::Mul(V::Mul(V::Set(kTwice), x), V::Fma(V::Mul(x, x), V::Set(kCubic), V::Set(1.f)));
   }
   return V::Div(x, V::Add(V::Set(1.f), Exp<V>(V::Neg(u))));
@@ -198,17 +198,23 @@ void StoreKv(const float* key, const float* value, int head_dim, int slot, uint1
 struct F32Values {
   using Element = float;
   template <typename V, typename... N>
-  static typename V::F Load(const float* p, N... n) { return V::Load(p, n...); }
+  static typename V::F Load(const float* p, N... n) {
+    return V::Load(p, n...);
+  }
 };
 struct F16Values {
   using Element = uint16_t;
   template <typename V, typename... N>
-  static typename V::F Load(const uint16_t* p, N... n) { return V::LoadHalf(p, n...); }
+  static typename V::F Load(const uint16_t* p, N... n) {
+    return V::LoadHalf(p, n...);
+  }
 };
 struct Bf16Values {
   using Element = uint16_t;
   template <typename V, typename... N>
-  static typename V::F Load(const uint16_t* p, N... n) { return V::LoadBf16(p, n...); }
+  static typename V::F Load(const uint16_t* p, N... n) {
+    return V::LoadBf16(p, n...);
+  }
 };
 
 // kRows rows share each load of x. Each sums even and odd registers of k apart, whatever kRows is.

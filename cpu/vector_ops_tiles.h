@@ -43,15 +43,15 @@ void ScoreTile(const float* q, int64_t q_stride, int n_dims, bool accumulate, co
 // Where V comes from and goes to, for some of the dims.
 template <typename Values>
 struct ValueSpan {
-  const typename Values::Element* values;   // (64, n_dims), stride elements apart
+  const typename Values::Element* values;  // (64, n_dims), stride elements apart
   int64_t stride;
   int n_dims;
-  float* acc;                               // (n_queries, n_dims), acc_stride floats apart
+  float* acc;  // (n_queries, n_dims), acc_stride floats apart
   int64_t acc_stride;
 };
 
-// acc[i][d] = acc[i][d] * rescale[i] + sum over slots [begin, end) of weights[i][t] * value[t][d], for kVectors registers
-// of dims from `dim` on; where there is but a part of a register, n_last is how much.
+// acc[i][d] = acc[i][d] * rescale[i] + sum over slots [begin, end) of weights[i][t] * value[t][d], for kVectors
+// registers of dims from `dim` on; where there is but a part of a register, n_last is how much.
 template <typename V, typename Values, int kQueries, int kVectors, bool kWhole>
 void ValueTile(const ValueSpan<Values>& span, int dim, int n_last, const float (*weights)[kPageTokens],
                const float* rescale, int begin, int end, const uint8_t* ahead) {

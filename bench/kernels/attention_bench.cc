@@ -21,8 +21,8 @@ constexpr int kSplitPages = kSplitTokens / kPageTokens;
 
 struct Shape {
   const char* name;
-  int group, head_dim;   // query heads per KV head
-  int n_kv;              // KV heads in all layers
+  int group, head_dim;  // query heads per KV head
+  int n_kv;             // KV heads in all layers
 };
 constexpr Shape kShapes[] = {{"SmolLM2-135M", 3, 64, 90}, {"gemma3-270m", 4, 256, 18}};
 
@@ -81,8 +81,8 @@ const bool kRegistered = [] {
       if (!CanRun(isa)) continue;
       const VectorOps& ops = VectorOpsFor(isa);
       const std::string suffix = "/" + std::string(shape.name) + "/" + std::string(Name(isa));
-      for (const auto& [name, n_tokens, n_queries] : {std::tuple{"AttentionDecode4096", 4096, shape.group},
-                                                      std::tuple{"AttentionPrompt", 512, kMaxQueries}}) {
+      for (const auto& [name, n_tokens, n_queries] :
+           {std::tuple{"AttentionDecode4096", 4096, shape.group}, std::tuple{"AttentionPrompt", 512, kMaxQueries}}) {
         benchmark::RegisterBenchmark((name + suffix).c_str(), [=, &ops](benchmark::State& state) {
           const Shape heads = n_tokens == 4096 ? shape : Shape{shape.name, shape.group, shape.head_dim, 1};
           const Kv kv(ops, heads, n_tokens);

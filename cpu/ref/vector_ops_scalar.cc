@@ -89,7 +89,7 @@ void Quantize(const float* x, int64_t k, uint8_t* out) {
 
 uint16_t StoredHalf(float x) {
   constexpr float kLargestHalf = 65504;
-  if (std::isnan(x)) {   // as vcvtps2ph does it
+  if (std::isnan(x)) {  // as vcvtps2ph does it
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
     return static_cast<uint16_t>(bits >> 16 & 0x8000) | 0x7E00 | (bits >> 13 & 0x3FF);
@@ -147,8 +147,8 @@ void Attention(const AttentionSplit& args) {
   }
 }
 
-void Merge(int n_queries, int head_dim, const float* max2, const float* sum2, const float* acc2, float* max,
-           float* sum, float* acc) {
+void Merge(int n_queries, int head_dim, const float* max2, const float* sum2, const float* acc2, float* max, float* sum,
+           float* acc) {
   for (int i = 0; i < n_queries; ++i, acc += head_dim, acc2 += head_dim) {
     if (max2[i] == -kInfinity) continue;
     const float larger = std::max(max[i], max2[i]);

@@ -18,7 +18,7 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 
 struct Shape {
   int n_queries, head_dim, window, n_pages, first_token;
-  int n_tokens;   // written; the slots behind them hold NaN
+  int n_tokens;  // written; the slots behind them hold NaN
 };
 
 std::ostream& operator<<(std::ostream& out, const Shape& s) {
@@ -29,7 +29,9 @@ std::ostream& operator<<(std::ostream& out, const Shape& s) {
 // One split with every buffer between guard pages.
 struct Case {
   Case(const Shape& shape, Flush flush, uint64_t seed = 1)
-      : shape(shape), flush(flush), q(size_t(shape.n_queries) * shape.head_dim, 4, flush),
+      : shape(shape),
+        flush(flush),
+        q(size_t(shape.n_queries) * shape.head_dim, 4, flush),
         position(shape.n_queries, 4, flush) {
     Random random(seed);
     for (float& x : q) x = random.Normal(3 / std::sqrt(static_cast<float>(shape.head_dim)));
@@ -146,8 +148,7 @@ TEST_CASE("the reference is softmax(q K^T) V") {
       double score = 0;
       for (int d = 0; d < 5; ++d) score += double{c.q[i * 5 + d]} * HalfToFloat(page[d * kPageTokens + slot]);
       sum += std::exp(score);
-      for (int d = 0; d < 5; ++d)
-        weighted[d] += std::exp(score) * HalfToFloat(page[5 * kPageTokens + slot * 5 + d]);
+      for (int d = 0; d < 5; ++d) weighted[d] += std::exp(score) * HalfToFloat(page[5 * kPageTokens + slot * 5 + d]);
     }
     for (int d = 0; d < 5; ++d) CHECK(actual[i * 5 + d] == doctest::Approx(weighted[d] / sum).epsilon(1e-5));
   }
@@ -168,7 +169,8 @@ TEST_CASE("attention_split equals the reference over windows, partial pages and 
       for (int window : {0, 1, 2, 16, 63, 64, 65, 512})
         for (int n_tokens : {1, 2, 15, 16, 63, 64, 65, 128, 130, 511, 512})
           for (int first_token : {0, 64 * 1000})
-            CheckAgainstReference(ops, {n_queries, 24, window, (n_tokens + 63) / 64, first_token, n_tokens}, Flush::kEnd);
+            CheckAgainstReference(ops, {n_queries, 24, window, (n_tokens + 63) / 64, first_token, n_tokens},
+                                  Flush::kEnd);
   });
 }
 
@@ -176,11 +178,11 @@ TEST_CASE("a query that sees nothing leaves a neutral state") {
   ForEachIsa([](const VectorOps& ops) {
     for (int n_queries : {1, 5, 32}) {
       Case c({n_queries, 24, 0, 2, 640, 128}, Flush::kEnd);
-      for (int i = 0; i < n_queries; i += 2) c.position[i] = 639;       // all tokens are in its future
+      for (int i = 0; i < n_queries; i += 2) c.position[i] = 639;  // all tokens are in its future
       Result result = Run(ops, c);
       for (int i = 0; i < n_queries; i += 2) CHECK(result.max[i] == -kInf);
       c.shape.window = 20;
-      for (int i = 0; i < n_queries; i += 2) c.position[i] = 640 + 128 + 19;   // all fell out of the window
+      for (int i = 0; i < n_queries; i += 2) c.position[i] = 640 + 128 + 19;  // all fell out of the window
       result = Run(ops, c);
       for (int i = 0; i < n_queries; i += 2) {
         CHECK(result.max[i] == -kInf);
@@ -244,7 +246,7 @@ TEST_CASE("NaN and infinities of hidden slots, other queries and other tokens ch
 TEST_CASE("pages that are wholly hidden are as if they were not there") {
   ForEachIsa([](const VectorOps& ops) {
     Case c({5, 24, 70, 6, 0, 384}, Flush::kEnd);
-    for (int i = 0; i < 5; ++i) c.position[i] = 250 + i;   // sees tokens of pages 2 and 3 only
+    for (int i = 0; i < 5; ++i) c.position[i] = 250 + i;  // sees tokens of pages 2 and 3 only
     CheckSameResult(Run(ops, c, 0, 5, 2, 2), Run(ops, c));
   });
 }
@@ -270,7 +272,7 @@ TEST_CASE("merged splits equal one pass over everything") {
           const Result before{max.ToVector(), sum.ToVector(), acc.ToVector()};
           ops.attention_merge(4, head_dim, max2.data(), sum2.data(), acc2.data(), max.data(), sum.data(), acc.data());
           const Result after{max.ToVector(), sum.ToVector(), acc.ToVector()};
-          for (int i = 0; i < 4; ++i) {   // neutral on either side: the other, bit for bit
+          for (int i = 0; i < 4; ++i) {  // neutral on either side: the other, bit for bit
             if (part.max[i] == -kInf) CheckSameResult(Row(after, i, head_dim), Row(before, i, head_dim));
             if (before.max[i] == -kInf) CheckSameResult(Row(after, i, head_dim), Row(part, i, head_dim));
           }

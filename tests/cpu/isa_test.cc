@@ -87,7 +87,8 @@ TEST_CASE("an unknown THERMOCLINE_ISA is refused with the list of the known") {
   for (const char* unknown : {"avx", "AVX2", "avx512 ", "sse"}) {
     const ScopedIsa scoped(unknown);
     const std::string message = ErrorOfChoice();
-    for (std::string_view part : {"THERMOCLINE_ISA", unknown, "scalar", "avx2", "avx512"}) CHECK(Contains(message, part));
+    for (std::string_view part : {"THERMOCLINE_ISA", unknown, "scalar", "avx2", "avx512"})
+      CHECK(Contains(message, part));
   }
 }
 

@@ -27,22 +27,16 @@ inline std::vector<uint8_t> RandomWeights(DType type, int64_t n, int64_t k, std:
         std::memcpy(block, &value, 4);
         break;
       }
-      case DType::kF16:
-        PutHalf(block, uniform(rng));
-        break;
+      case DType::kF16: PutHalf(block, uniform(rng)); break;
       case DType::kBF16: {
         const float value = uniform(rng);
         std::memcpy(block, reinterpret_cast<const uint8_t*>(&value) + 2, 2);
         break;
       }
-      case DType::kQ6_K:
-        PutHalf(block + 208, uniform(rng) / 64);
-        break;
+      case DType::kQ6_K: PutHalf(block + 208, uniform(rng) / 64); break;
       case DType::kQ4_0:
       case DType::kQ5_0:
-      case DType::kQ8_0:
-        PutHalf(block, uniform(rng));
-        break;
+      case DType::kQ8_0: PutHalf(block, uniform(rng)); break;
       default:  // scale and min side by side
         PutHalf(block, uniform(rng));
         PutHalf(block + 2, uniform(rng));

@@ -54,19 +54,22 @@ TEST_CASE("For runs every chunk exactly once, cut at multiples of the grain, the
         CAPTURE(n_members);
         CAPTURE(n);
         CAPTURE(grain);
-        std::vector<int> touched(n, 0);   // chunks do not overlap, so no atomics: a race would be a bug of the team
+        std::vector<int> touched(n, 0);  // chunks do not overlap, so no atomics: a race would be a bug of the team
         std::atomic<int> n_bad{0};
         int n_then = 0;
         bool all_touched = false;
         team.Run([&](Team::Member& member) {
-          member.For(n, grain, [&](int64_t begin, int64_t end) {
-            if (begin % grain != 0 || begin >= end || end - begin > grain || end > n) ++n_bad;
-            for (int64_t i = begin; i < end; ++i) ++touched[i];
-          }, [&] {
-            ++n_then;
-            all_touched = std::accumulate(touched.begin(), touched.end(), int64_t{0}) == n;
-          });
-          if (n_then != 1) ++n_bad;   // nobody passes before it is done
+          member.For(
+              n, grain,
+              [&](int64_t begin, int64_t end) {
+                if (begin % grain != 0 || begin >= end || end - begin > grain || end > n) ++n_bad;
+                for (int64_t i = begin; i < end; ++i) ++touched[i];
+              },
+              [&] {
+                ++n_then;
+                all_touched = std::accumulate(touched.begin(), touched.end(), int64_t{0}) == n;
+              });
+          if (n_then != 1) ++n_bad;  // nobody passes before it is done
         });
         CHECK(n_bad == 0);
         CHECK(n_then == 1);
@@ -83,16 +86,19 @@ void CheckPipeline(int n_members, int n_ops) {
   Team team(n_members);
   std::vector<int64_t> a(kWidth), b(kWidth);
   int64_t n_then = 0;
-  for (int run = 0; run < 3; ++run) {   // what one run leaves behind must not disturb the next
+  for (int run = 0; run < 3; ++run) {  // what one run leaves behind must not disturb the next
     std::fill(a.begin(), a.end(), 0);
     n_then = 0;
     team.Run([&](Team::Member& member) {
       for (int op = 0; op < n_ops; ++op) {
         const std::vector<int64_t>& from = op % 2 == 0 ? a : b;
         std::vector<int64_t>& to = op % 2 == 0 ? b : a;
-        member.For(kWidth, 5, [&](int64_t begin, int64_t end) {
-          for (int64_t i = begin; i < end; ++i) to[i] = from[(i + 1) % kWidth] + 1;
-        }, [&] { ++n_then; });
+        member.For(
+            kWidth, 5,
+            [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) to[i] = from[(i + 1) % kWidth] + 1;
+            },
+            [&] { ++n_then; });
       }
     });
     CHECK(n_then == n_ops);
@@ -137,7 +143,7 @@ TEST_CASE("a late member holds up nobody: the others finish every op without it"
   std::atomic<int> by_late{0}, n_chunks{0};
   bool in_time = false;
   team.Run([&](Team::Member& member) {
-    if (member.index() == 1) {   // comes when everything is over
+    if (member.index() == 1) {  // comes when everything is over
       const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
       while (!finished && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
       in_time = finished;
@@ -160,7 +166,7 @@ TEST_CASE("a member asleep for long wakes up again") {
   team.Run([&](Team::Member& member) {
     for (int i = 0; i < 3; ++i)
       member.For(1, 1, [&](int64_t, int64_t) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));   // far beyond spinning
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));  // far beyond spinning
         order.push_back(i);
       });
   });
@@ -174,9 +180,11 @@ TEST_CASE("members that leave early, as after a cancellation, leave a team that 
     std::atomic<int> n_chunks{0};
     team.Run([&](Team::Member& member) {
       for (int op = 0; op < 50 && !stopped; ++op)
-        member.For(8, 1, [&](int64_t, int64_t) { ++n_chunks; }, [&, op] {
-          if (op == round % 50) stopped = true;
-        });
+        member.For(
+            8, 1, [&](int64_t, int64_t) { ++n_chunks; },
+            [&, op] {
+              if (op == round % 50) stopped = true;
+            });
     });
     CHECK(n_chunks == 8 * (round % 50 + 1));
   }
@@ -211,7 +219,7 @@ TEST_CASE("the caller keeps its affinity, and members of a team as large as the 
       CHECK(CPU_ISSET(topology.team_cpus[i], &sets[i]));
     }
   }
-  Team more(n + 1);   // more members than cores: anywhere
+  Team more(n + 1);  // more members than cores: anywhere
   std::vector<int> counts(n + 1);
   more.Run([&](Team::Member& member) {
     cpu_set_t set;

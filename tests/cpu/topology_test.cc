@@ -59,7 +59,7 @@ TEST_CASE("cgroup v2: the least along the path counts") {
   CgroupLimits limits = root.Limits();
   CHECK(limits.cpus == 1.5);
   CHECK(limits.memory_bytes == 1000000);
-  CHECK(limits.memory_available_bytes == 400000);   // file cache counts as free
+  CHECK(limits.memory_available_bytes == 400000);  // file cache counts as free
   root.Add("sys/fs/cgroup/user.slice/app.scope/cpu.max", "50000 100000\n")
       .Add("sys/fs/cgroup/user.slice/app.scope/memory.max", "2000\n")
       .Add("sys/fs/cgroup/user.slice/app.scope/memory.current", "5000\n");
@@ -103,7 +103,8 @@ TEST_CASE("cgroup v1, controllers mounted under one name or all of them") {
 }
 
 TEST_CASE("cgroup files with anything in them are no limit and no harm") {
-  for (const char* text : {"", "\n", "max", "-5 100000", "abc def", "100000 0", "99999999999999999999999 1", ":::\n::"}) {
+  for (const char* text :
+       {"", "\n", "max", "-5 100000", "abc def", "100000 0", "99999999999999999999999 1", ":::\n::"}) {
     Root root;
     root.Add("proc/self/cgroup", "0::/\nnonsense\n" + std::string(text))
         .Add("sys/fs/cgroup/cpu.max", text)

@@ -172,7 +172,8 @@ float Dequantized(const std::vector<uint8_t>& row, int64_t k, int64_t i) {
   const uint8_t* line = row.data() + group * 64;
   ActivationMeta meta;
   std::memcpy(&meta, row.data() + ActivationGroups(k) * 64 + group * sizeof meta, sizeof meta);
-  return meta.scale * static_cast<float>(256 * static_cast<int8_t>(line[i % 32]) + static_cast<int8_t>(line[32 + i % 32]));
+  return meta.scale *
+         static_cast<float>(256 * static_cast<int8_t>(line[i % 32]) + static_cast<int8_t>(line[32 + i % 32]));
 }
 
 TEST_CASE("quantize keeps 15 bits, with its sums") {
@@ -266,7 +267,7 @@ TEST_CASE("float_gemv equals the reference for every type, and a row does not de
         const std::vector<float> x = random.Normals(k), w = random.Normals(size_t(n) * k);
         const size_t size = type == DType::kF32 ? 4 : 2, stride = k * size + (n % 2 == 1 ? 2 * size : 0);
         std::vector<uint8_t> rows(n == 0 ? 0 : (n - 1) * stride + k * size);
-        std::vector<double> norms(n, 0);   // sum |w| |x| of each row
+        std::vector<double> norms(n, 0);  // sum |w| |x| of each row
         for (int row = 0; row < n; ++row)
           for (int i = 0; i < k; ++i) {
             const float value = w[size_t(row) * k + i];
