@@ -23,7 +23,9 @@ std::string Kinds(const Model& model, int layer) {
   constexpr const char* kNames[] = {"embed", "norm", "linear", "head_norm", "rope", "attention", "gated_act"};
   std::string kinds;
   for (const Op& op : model.program.ops) {
-    if (op.layer == layer) kinds += (kinds.empty() ? "" : " ") + std::string(kNames[static_cast<int>(op.kind)]);
+    if (op.layer != layer) continue;
+    if (!kinds.empty()) kinds += ' ';
+    kinds += kNames[static_cast<int>(op.kind)];
   }
   return kinds;
 }
