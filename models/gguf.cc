@@ -94,6 +94,15 @@ const Tensor* GgufFile::FindTensor(std::string_view name) const {
   return found == tensor_index_.end() ? nullptr : &tensors_[found->second];
 }
 
+std::span<const uint8_t> GgufFile::RawMetadata(size_t i) const {
+  // A pair is: u64 length of the key, the key, u32 type, the value.
+  const auto begin = [this](size_t j) {
+    return value_offsets_[j] - sizeof(uint32_t) - metadata_[j].first.size() - sizeof(uint64_t);
+  };
+  const uint64_t end = i + 1 < metadata_.size() ? begin(i + 1) : metadata_end_;
+  return {map_->data() + begin(i), end - begin(i)};
+}
+
 std::string GgufFile::Where(std::string_view key) const {
   const auto found = key_index_.find(key);
   if (found == key_index_.end()) return fmt::format("{}: {}", path_, Quoted(key));

@@ -62,6 +62,10 @@ class GgufFile {
   const GgufValue* Find(std::string_view key) const;      // nullptr when absent
   const Tensor* FindTensor(std::string_view name) const;  // nullptr when absent
 
+  // metadata()[i] as it stands in the file: key, type and value.
+  std::span<const uint8_t> RawMetadata(size_t i) const;
+  uint64_t alignment() const { return alignment_; }  // of tensor data
+
   // How an error about a key or tensor begins: "path: byte 123: 'llama.block_count'".
   std::string Where(std::string_view key) const;
   std::string Where(const Tensor& tensor) const;
@@ -94,7 +98,9 @@ class GgufFile {
   std::vector<std::pair<std::string, GgufValue>> metadata_;
   std::vector<Tensor> tensors_;
   static GgufFile Parse(MappedFile map, std::string path);
-  std::vector<uint64_t> value_offsets_;  // where the value of metadata_[i] stands, for errors
+  std::vector<uint64_t> value_offsets_;  // where the value of metadata_[i] stands
+  uint64_t metadata_end_ = 0;
+  uint64_t alignment_ = 32;
   std::unordered_map<std::string_view, size_t> key_index_, tensor_index_;
 };
 

@@ -89,7 +89,8 @@ void GgufParser::Parse() {
   file_.metadata_.reserve(n_metadata);  // the index holds views of the keys: they must not move
   file_.value_offsets_.reserve(n_metadata);
   for (uint64_t i = 0; i < n_metadata; ++i) ReadMetadata(i);
-  const uint64_t alignment = Alignment();
+  file_.metadata_end_ = pos_;
+  const uint64_t alignment = file_.alignment_ = Alignment();
 
   file_.tensors_.reserve(n_tensors);
   for (uint64_t i = 0; i < n_tensors; ++i) ReadTensorInfo(i);

@@ -11,6 +11,7 @@ import math
 import os
 import pty
 import re
+import resource
 import select
 import signal
 import struct
@@ -164,6 +165,9 @@ class Usage(unittest.TestCase):
             (["template"], "--messages is missing"),
             (["perplexity"], "--text is missing"),
             (["perplexity", "--text", "x", "--chunks", "0"], "--chunks: 0 is out of range"),
+            (["quantize", "a"], "IN and OUT are needed"),
+            (["quantize", "a", "b"], "--type is missing"),
+            (["quantize", "a", "b", "--type", "Q4_k_m"], "unknown type 'Q4_k_m' (did you mean Q4_K?); it is one of Q4_0"),
             (["bench", "-o", "xml"], "xml is neither md nor json"),
             (["bench", "-t", "1,,2"], "-t/--threads: '' is not a whole number"),
             (["bench", "-p", "0", "-n", "0"], "nothing to measure"),
@@ -197,7 +201,7 @@ class Usage(unittest.TestCase):
                 self.check(args, 1, "error: ", *messages)
 
     def test_help(self):
-        for command in "chat tokenize template inspect perplexity bench machine pull".split():
+        for command in "chat tokenize template inspect perplexity quantize bench machine pull".split():
             result = run(command, "--help")
             self.assertEqual((result.returncode, result.stderr), (0, b""))
             self.assertIn(f"thermocline {command}".encode(), result.stdout)
@@ -466,6 +470,87 @@ class Text(unittest.TestCase):
         short = run("perplexity", PARIS, "--text", path)
         self.assertEqual(short.returncode, 1)
         self.assertIn(b"the text has 204 tokens, too few for one chunk of 512", short.stderr)
+
+    def test_quantize(self):
+        """Whole models, so that a wrong nibble would change what is said."""
+        folder = HERE / "quantized"
+        folder.mkdir()
+        for kind, embedding, matrix in (("Q8_0", "Q8_0", "Q8_0"), ("q4_0", "Q5_0", "Q4_0"), ("Q4_K", "Q5_1", "Q5_0")):
+            out = folder / f"{kind}.gguf"
+            result = run("quantize", PARIS, out, "--type", kind)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertRegex(result.stdout.decode(), rf"{kind}\.gguf: [\d.]+ kB, from 2\.0 MB\n$")
+            said = run("chat", out, "-p", "Capital?", "--temp", "0")
+            self.assertEqual(said.stdout, b"Paris.\n", said.stderr)
+            listed = run("inspect", out).stdout.decode()
+            self.assertRegex(listed, rf"token_embd.weight +{embedding} +288 x 259")
+            self.assertRegex(listed, rf"blk.0.attn_q.weight +{matrix} +288 x 288")
+            self.assertRegex(listed, "output_norm.weight +F32 +288")
+            self.assertRegex(listed, "general.quantization_version +2")
+        self.assertIn(b"288 weights, which blocks of Q4_K do not divide, become Q5_0", result.stderr)
+        pure = run("quantize", PARIS, folder / "pure.gguf", "--type", "Q4_0", "--pure")
+        self.assertNotIn(b"wider", pure.stderr)
+        self.assertRegex(run("inspect", folder / "pure.gguf").stdout.decode(), "token_embd.weight +Q4_0 +288 x 259")
+        again = run("quantize", folder / "Q8_0.gguf", folder / "again.gguf", "--type", "Q8_0")
+        self.assertEqual((again.returncode, again.stdout), (1, b""))
+        self.assertIn(b"nothing to do", again.stderr)
+
+    def test_quantize_keeps_what_is_there(self):
+        folder = HERE / "kept"
+        folder.mkdir()
+        source = folder / "source.gguf"
+        source.write_bytes(PARIS.read_bytes())
+        (folder / "symbolic.gguf").symlink_to("source.gguf")
+        (folder / "hard.gguf").hardlink_to(source)
+        names = {path.name for path in folder.iterdir()}
+
+        def refused(args, message, **more):
+            result = run("quantize", *args, "--type", "Q4_0", **more)
+            self.assertEqual((result.returncode, result.stdout), (1, b""), result.stderr)
+            self.assertIn(message, result.stderr.decode())
+            self.assertEqual({path.name for path in folder.iterdir()}, names)
+            self.assertEqual(source.read_bytes(), PARIS.read_bytes())
+
+        for a, b in (("source", "source"), ("source", "symbolic"), ("symbolic", "source"), ("source", "hard"),
+                     ("hard", "symbolic")):
+            with self.subTest(a=a, b=b):
+                refused([folder / f"{a}.gguf", folder / f"{b}.gguf"], "IN and OUT are the same file")
+        refused([source, folder], "is a folder")
+        refused([source, "/dev/null"], "is a device or pipe")
+        refused([source, folder / "missing" / "out.gguf"], "cannot be written: No such file")
+        refused([VOCABULARY, folder / "new.gguf"], "vocabulary")
+        # A disk that fills up, whose old file stays. The limit on file sizes says it with another error.
+        old = folder / "old.gguf"
+        old.write_bytes(b"old")
+        names.add("old.gguf")
+
+        def limit():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+        refused([source, old], "cannot be written: File too large", preexec_fn=limit, restore_signals=False)
+        self.assertEqual(old.read_bytes(), b"old")
+        # A link to the old file is followed.
+        (folder / "link.gguf").symlink_to("old.gguf")
+        self.assertEqual(run("quantize", source, folder / "link.gguf", "--type", "Q4_0").returncode, 0)
+        self.assertTrue((folder / "link.gguf").is_symlink())
+        self.assertEqual(old.read_bytes()[:4], b"GGUF")
+
+    def test_quantize_on_a_full_disk(self):
+        small = HERE / "small"
+        small.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", small], capture_output=True).returncode:
+            self.skipTest("mounting a small file system is not allowed here")
+        try:
+            old = small / "old.gguf"
+            old.write_bytes(b"old")
+            result = run("quantize", PARIS, old, "--type", "Q4_0")
+            self.assertEqual((result.returncode, result.stdout), (1, b""))
+            self.assertIn(b"No space left on device. Make room", result.stderr)
+            self.assertEqual([path.name for path in small.iterdir()], ["old.gguf"])
+            self.assertEqual(old.read_bytes(), b"old")
+        finally:
+            subprocess.run(["umount", small], check=True)
 
     def test_inspect(self):
         out = run("inspect", PARIS).stdout.decode()
