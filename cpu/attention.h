@@ -40,9 +40,11 @@ class Attention {
     // Few items: the splits of an item go to different members, a wave of kWave splits at a time.
     const int64_t n_waves = (n_splits_ + kWave - 1) / kWave;
     for (int64_t wave = 0; wave < n_waves; ++wave) {
+      member.TracePart(1, n_waves);
       member.For(n_items * kWave, 1, [&](int64_t i, int64_t) {
         ComputeSplit(member.index(), i / kWave, wave * kWave + i % kWave, PartialState(i), io);
       });
+      member.TracePart(0, n_waves);
       const auto merge = [&](int64_t item, int64_t) { MergeWave(item, wave, wave + 1 == n_waves, io); };
       if (wave + 1 < n_waves)
         member.For(n_items, 1, merge);

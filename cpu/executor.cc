@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <map>
+#include <optional>
 
 #include "cpu/activations.h"
 #include "cpu/attention.h"
@@ -11,6 +12,7 @@
 #include "cpu/float_linear.h"
 #include "cpu/linear.h"
 #include "cpu/plan.h"
+#include "cpu/trace_stages.h"
 #include "cpu/vector_ops.h"
 #include "models/check.h"
 #include "models/error.h"
@@ -48,7 +50,7 @@ KvLayout::KvLayout(const ModelConfig& config)
 
 struct CpuExecutor::Impl {
   Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-       const std::function<void(int64_t, int64_t)>& on_load);
+       const std::function<void(int64_t, int64_t)>& on_load, Tracer* tracer);
 
   void LoadWeights(const GgufFile& file, const Model& model, const std::function<void(int64_t, int64_t)>& on_load);
   void AllocateSlots(int max_rows);
@@ -56,7 +58,8 @@ struct CpuExecutor::Impl {
   int RopeOf(const Op& op) const;
 
   void RunMember(Team::Member& member);
-  void RunSerialFrom(size_t stage);  // the small stages over rows from `stage` on; checks for cancellation
+  // The small stages over rows from `stage` on; checks for cancellation.
+  void RunSerialFrom(size_t stage, int member);
   bool IsSerial(const Stage& stage) const { return stage.kind == Stage::Kind::kRows && Rows(stage) <= kSerialRows; }
   int64_t Rows(const Stage& stage) const { return stage.wanted_rows ? step->wanted.size() : step->tokens.size(); }
   void RunRow(const Stage& stage, int64_t row);
@@ -94,6 +97,7 @@ struct CpuExecutor::Impl {
   Buffer rope_values;  // (ropes, max_rows, rope_dims)
   Attention attention;
   const int max_rows;
+  std::optional<StageTracer> trace;
 
   const StepView* step = nullptr;
   std::vector<int32_t> span_of_row;
@@ -102,7 +106,7 @@ struct CpuExecutor::Impl {
 };
 
 CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-                        const std::function<void(int64_t, int64_t)>& on_load)
+                        const std::function<void(int64_t, int64_t)>& on_load, Tracer* tracer)
     : config(model.config),
       program(model.program),
       team(team),
@@ -121,6 +125,10 @@ CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Is
   });
   AllocateSlots(max_rows);
   CollectRopes();
+  if (tracer == nullptr) return;
+  std::vector<int64_t> packed_bytes;
+  for (const PackedMatrix& matrix : matrices) packed_bytes.push_back(matrix.bytes());
+  trace.emplace(*tracer, team.size(), model, stages, packed_bytes);
 }
 
 void CpuExecutor::Impl::LoadWeights(const GgufFile& file, const Model& model,
@@ -191,12 +199,13 @@ int CpuExecutor::Impl::RopeOf(const Op& op) const {
 void CpuExecutor::Impl::RunMember(Team::Member& member) {
   member.Barrier([&] {
     attention.Prepare(*step);
-    RunSerialFrom(0);
+    RunSerialFrom(0, member.index());
   });
   for (size_t i = 0; i < stages.size() && !stopped; ++i) {
     const Stage& stage = stages[i];
     if (IsSerial(stage)) continue;  // ran inside the barrier in front
-    const auto then = [&, i] { RunSerialFrom(i + 1); };
+    const auto then = [&, i] { RunSerialFrom(i + 1, member.index()); };
+    if (trace) member.set_track(&trace->Begin(member.index(), i));
     switch (stage.kind) {
       case Stage::Kind::kRows: {
         const int64_t grain = std::clamp<int64_t>(Rows(stage) / (4 * team.size()), 1, 16);
@@ -221,13 +230,16 @@ void CpuExecutor::Impl::RunMember(Team::Member& member) {
   }
 }
 
-void CpuExecutor::Impl::RunSerialFrom(size_t stage) {
+void CpuExecutor::Impl::RunSerialFrom(size_t stage, int member) {
   if (cancel->load(std::memory_order_relaxed)) {
     stopped = true;
     return;
   }
-  for (; stage < stages.size() && IsSerial(stages[stage]); ++stage)
+  for (; stage < stages.size() && IsSerial(stages[stage]); ++stage) {
+    const int64_t begin_ns = trace ? TraceTrack::Now() : 0;
     for (int64_t row = 0; row < Rows(stages[stage]); ++row) RunRow(stages[stage], row);
+    if (trace) trace->Begin(member, stage).Work(begin_ns, 1, 1);
+  }
 }
 
 void CpuExecutor::Impl::RunRow(const Stage& stage, int64_t row) {
@@ -350,8 +362,8 @@ void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection
 }
 
 CpuExecutor::CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-                         const std::function<void(int64_t, int64_t)>& on_load)
-    : impl_(std::make_unique<Impl>(file, model, team, isa, max_rows, on_load)) {}
+                         const std::function<void(int64_t, int64_t)>& on_load, Tracer* tracer)
+    : impl_(std::make_unique<Impl>(file, model, team, isa, max_rows, on_load, tracer)) {}
 
 CpuExecutor::~CpuExecutor() = default;
 
@@ -363,7 +375,9 @@ bool CpuExecutor::Run(const StepView& step, const std::atomic<bool>& cancel) {
   impl.stopped = false;
   for (size_t i = 0; i < step.spans.size(); ++i)
     std::fill_n(impl.span_of_row.begin() + step.spans[i].first_row, step.spans[i].n_rows, static_cast<int32_t>(i));
+  if (impl.trace) impl.trace->BeginStep(step);
   impl.team.Run([&](Team::Member& member) { impl.RunMember(member); });
+  if (impl.trace) impl.trace->EndStep();
   impl.step = nullptr;
   return !impl.stopped;
 }

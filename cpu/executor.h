@@ -17,6 +17,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/team.h"
+#include "cpu/trace.h"
 #include "models/gguf.h"
 #include "models/model.h"
 
@@ -55,10 +56,10 @@ struct StepView {
 
 class CpuExecutor {
  public:
-  // Packs all weights, in parallel. on_load(bytes done, bytes in all) may be empty. Throws Error when memory runs out
-  // or the file is damaged.
+  // Packs all weights, in parallel. on_load(bytes done, bytes in all) may be empty. `tracer`, unless null, learns what
+  // every step does. Throws Error when memory runs out or the file is damaged.
   CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-              const std::function<void(int64_t, int64_t)>& on_load);
+              const std::function<void(int64_t, int64_t)>& on_load, Tracer* tracer);
   ~CpuExecutor();
 
   // False when `cancel` became true: the step was left at some op, logits are void.

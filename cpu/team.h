@@ -9,6 +9,8 @@
 #include <memory>
 #include <type_traits>
 
+#include "cpu/trace.h"
+
 namespace thermocline {
 
 class Team {
@@ -41,10 +43,12 @@ class Team {
     void For(int64_t n, int64_t grain, const Body& body, const Then& then) {
       const int64_t n_chunks = n > 0 ? (n - 1) / grain + 1 : 1;  // an op without work still has its `then`
       int64_t n_done = 0;
+      const int64_t begin_ns = track_ ? TraceTrack::Now() : 0;
       for (int64_t chunk; (chunk = Claim(n_chunks)) >= 0; ++n_done) {
         const int64_t begin = chunk * grain;
         if (begin < n) body(begin, n - begin < grain ? n : begin + grain);
       }
+      if (track_ && n_done > 0) track_->Work(begin_ns, n_done, n_chunks);
       if (n_done > 0 && Finish(n_done, n_chunks)) {
         then();
         Open();
@@ -68,6 +72,13 @@ class Team {
       }
     }
 
+    // Where what this member does in For is traced from now on; null: nowhere.
+    void set_track(TraceTrack* track) { track_ = track; }
+    // The next For is so much of the op that is traced.
+    void TracePart(int64_t part, int64_t parts) {
+      if (track_) track_->SetPart(part, parts);
+    }
+
    private:
     friend class Team;
     Member(Team& team, int index, int n_members, uint32_t op);
@@ -79,6 +90,7 @@ class Team {
     Team& team_;
     int index_;
     int n_members_;
+    TraceTrack* track_ = nullptr;
     uint32_t op_;  // counts For and Barrier; the team's counter may be ahead
   };
 

@@ -15,6 +15,8 @@
 
 namespace thermocline {
 
+class Tracer;
+
 enum class RowKind : uint8_t { kPrompt, kGenerated };
 
 // One token of one sequence. Consecutive rows of a sequence form a span and have consecutive positions, the first one
@@ -36,6 +38,7 @@ struct EngineOptions {
   uint64_t page_seed = 0;
   // Called while weights are packed, with bytes done and in all; may be empty.
   std::function<void(int64_t done, int64_t total)> on_load{};
+  Tracer* tracer = nullptr;  // unless null, learns what every step does; must outlive the engine
 };
 
 inline constexpr int kDefaultMaxContext = 8192;

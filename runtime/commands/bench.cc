@@ -17,6 +17,7 @@
 #include "runtime/commands/commands.h"
 #include "runtime/load.h"
 #include "runtime/text_io.h"
+#include "runtime/trace_file.h"
 
 namespace thermocline {
 namespace {
@@ -200,6 +201,8 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   line.AddIntList("-t,--threads", &threads, 1, kMaxThreads, "Threads (one per physical core)");
   line.AddInt("-r,--repetitions", &repetitions, 1, kMaxRepetitions, "Measurements per test (5)");
   line.AddText("-o,--output", "FORMAT", &output, "md or json (md)");
+  TraceFile trace;
+  trace.AddFlag(line);
   if (!line.Parse(std::move(args))) return kGood;
   const std::string format = output.value_or("md");
   if (format != "md" && format != "json") throw UsageError(fmt::format("--output: {} is neither md nor json", format));
@@ -218,6 +221,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   int n_ctx = 0;
   for (const Test& test : tests) n_ctx = std::max(n_ctx, test.n_depth + test.n_prompt + test.n_gen);
 
+  trace.Open();
   const GgufFile file = GgufFile::Open(line.ModelPath());
   const Model model = Model::FromGguf(file);
   const auto tokenizer = Tokenizer::FromGguf(file);
@@ -226,7 +230,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   WriteOut(json ? "[\n" : MarkdownHeader());
   bool first = true;
   for (const int n_threads : threads) {
-    const auto engine = LoadEngine(file, model, n_ctx, n_threads);
+    const auto engine = LoadEngine(file, model, n_ctx, n_threads, trace.tracer());
     for (const Test& test : tests) {
       const Result result = RunTest(*engine, *tokenizer, test, repetitions);
       if (json) {
@@ -239,6 +243,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
     }
   }
   if (json) WriteOut("\n]\n");
+  trace.Write();
   return kGood;
 }
 

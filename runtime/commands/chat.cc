@@ -22,6 +22,7 @@
 #include "runtime/pull.h"
 #include "runtime/session.h"
 #include "runtime/text_io.h"
+#include "runtime/trace_file.h"
 
 namespace thermocline {
 namespace {
@@ -155,12 +156,12 @@ void ShowText(std::string_view text) {
 
 class Chat {
  public:
-  Chat(const GgufFile& file, ChatOptions options) : options_(std::move(options)) {
+  Chat(const GgufFile& file, ChatOptions options, Tracer* tracer) : options_(std::move(options)) {
     const Model model = Model::FromGguf(file);
     tokenizer_ = Tokenizer::FromGguf(file);
     if (!options_.raw) template_ = ChatTemplate::Load(file, *tokenizer_, options_.which_template.value_or(""));
     name_ = std::filesystem::path(file.path()).stem().string();
-    engine_ = LoadEngine(file, model, options_.n_ctx, options_.n_threads);
+    engine_ = LoadEngine(file, model, options_.n_ctx, options_.n_threads, tracer);
     if (engine_->n_ctx() > model.config.n_ctx_train) {
       Note("note: the model was trained for a context of {} tokens, not {}", model.config.n_ctx_train,
            engine_->n_ctx());
@@ -277,7 +278,9 @@ int Chat::Interactive() {
 int RunChat(const Command& command, std::vector<std::string> args) {
   CommandLine line(command);
   ChatOptions options;
+  TraceFile trace;
   AddFlags(line, options);
+  trace.AddFlag(line);
   if (!line.Parse(std::move(args))) return kGood;
   CheckOptions(options);
   // The first chat fetches the default model itself.
@@ -286,9 +289,15 @@ int RunChat(const Command& command, std::vector<std::string> args) {
   const auto prompt = GivenPrompt(options);
   if (!prompt && options.raw) throw UsageError("--raw needs a text: -p, -f or standard input");
 
-  Chat chat(GgufFile::Open(path), options);
-  CatchInterrupt();
-  return prompt ? chat.Once(*prompt) : chat.Interactive();
+  trace.Open();
+  int code;
+  {
+    Chat chat(GgufFile::Open(path), options, trace.tracer());
+    CatchInterrupt();
+    code = prompt ? chat.Once(*prompt) : chat.Interactive();
+  }
+  trace.Write();
+  return code;
 }
 
 }  // namespace thermocline

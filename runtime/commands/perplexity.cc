@@ -9,6 +9,7 @@
 #include "runtime/commands/commands.h"
 #include "runtime/load.h"
 #include "runtime/text_io.h"
+#include "runtime/trace_file.h"
 
 namespace thermocline {
 
@@ -22,23 +23,27 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   line.AddInt("-c,--ctx-size,--ctx", &n_ctx, 4, kMaxContext, "Tokens per chunk; the second half is scored (512)");
   line.AddInt("--chunks", &chunks, -1, kMaxContext, "Chunks at most (-1: all)");
   line.AddInt("-t,--threads", &n_threads, 1, kMaxThreads, "Threads (one per physical core)");
+  TraceFile trace;
+  trace.AddFlag(line);
   line.AddFlag("--json", &json, "Print the result as JSON, with the running value after each chunk");
   if (!line.Parse(std::move(args))) return kGood;
   if (!path) throw UsageError("--text is missing");
   if (chunks == 0) throw UsageError("--chunks: 0 is out of range; it goes from 1, or is -1 for all");
 
+  trace.Open();
   const GgufFile file = GgufFile::Open(line.ModelPath());
   const Model model = Model::FromGguf(file);
   const auto tokenizer = Tokenizer::FromGguf(file);
   const std::string text = ValidText(*path == "-" ? ReadInput() : ReadText(*path), *path);
   const auto tokens = tokenizer->Encode(text, {.add_bos_eos = true, .parse_special = false});
-  const auto engine = LoadEngine(file, model, n_ctx, n_threads);
+  const auto engine = LoadEngine(file, model, n_ctx, n_threads, trace.tracer());
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);
 
   const auto result =
       MeasurePerplexity(*engine, *tokenizer, tokens, n_ctx, chunks, [](const PerplexityResult& now, int64_t n_chunks) {
         Note("[{}/{}] {:.4f}", now.running.size(), n_chunks, now.running.back());
       });
+  trace.Write();
   if (json) {
     const nlohmann::ordered_json out = {
         {"perplexity", result.running.back()}, {"chunks", result.running}, {"tokens", result.tokens}};
