@@ -1,5 +1,5 @@
-// Anonymous memory straight from the kernel: zeroed, page-aligned, in huge pages where they are to be had, taken when
-// first touched.
+// Anonymous memory straight from the kernel: zeroed, page-aligned, in huge pages where they are to be had (aligned to
+// them from their size on), taken when first touched.
 #pragma once
 
 #include <cstdint>

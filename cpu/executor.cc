@@ -49,10 +49,10 @@ KvLayout::KvLayout(const ModelConfig& config)
 }
 
 struct CpuExecutor::Impl {
-  Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-       const std::function<void(int64_t, int64_t)>& on_load, Tracer* tracer);
+  Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows, const LoadOptions& load,
+       Tracer* tracer);
 
-  void LoadWeights(const GgufFile& file, const Model& model, const std::function<void(int64_t, int64_t)>& on_load);
+  void MakeKernels();
   void AllocateSlots(int max_rows);
   void CollectRopes();
   int RopeOf(const Op& op) const;
@@ -75,8 +75,8 @@ struct CpuExecutor::Impl {
   int64_t Stride(Slot slot) const { return strides[Index(slot)]; }
   int Width(Slot slot) const { return program.width[Index(slot)]; }
   static size_t Index(Slot slot) { return static_cast<size_t>(slot); }
-  const PackedMatrix& Matrix(WeightId id) const { return matrices[id]; }
-  const float* Vector(WeightId id) const { return vectors[id].data(); }
+  const PackedMatrix& Matrix(WeightId id) const { return weights.matrix(id); }
+  const float* Vector(WeightId id) const { return weights.vector(id); }
   uint8_t* Quantized(int64_t row, int64_t k) const { return quantized.data() + row * ActivationRowBytes(k); }
 
   ModelConfig config;
@@ -85,8 +85,7 @@ struct CpuExecutor::Impl {
   const Isa isa;
   const VectorOps& ops;
   KvLayout layout;
-  std::vector<PackedMatrix> matrices;       // by weight id; empty where the weight is a vector
-  std::vector<std::vector<float>> vectors;  // by weight id; empty where the weight is a matrix
+  Weights weights;
   std::map<DType, LinearKernel> kernels;
   FloatLinear float_linear;
   std::vector<Stage> stages;
@@ -106,18 +105,19 @@ struct CpuExecutor::Impl {
 };
 
 CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-                        const std::function<void(int64_t, int64_t)>& on_load, Tracer* tracer)
+                        const LoadOptions& load, Tracer* tracer)
     : config(model.config),
       program(model.program),
       team(team),
       isa(isa),
       ops(VectorOpsFor(isa)),
       layout(config),
+      weights(file, model, team, isa, load),
       float_linear(ops, team.size()),
       attention(ops, config, layout, max_rows, team.size()),
       max_rows(max_rows),
       span_of_row(max_rows) {
-  LoadWeights(file, model, on_load);
+  MakeKernels();
   stages = MakeStages(program, [this](const Op& op) {
     for (int i = 0; i < op.n_projections; ++i)
       if (Matrix(op.projections[i].weight).format()) return true;
@@ -127,42 +127,18 @@ CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Is
   CollectRopes();
   if (tracer == nullptr) return;
   std::vector<int64_t> packed_bytes;
-  for (const PackedMatrix& matrix : matrices) packed_bytes.push_back(matrix.bytes());
+  for (const PackedMatrix& matrix : weights.matrices()) packed_bytes.push_back(matrix.bytes());
   trace.emplace(*tracer, team.size(), model, stages, packed_bytes);
 }
 
-void CpuExecutor::Impl::LoadWeights(const GgufFile& file, const Model& model,
-                                    const std::function<void(int64_t, int64_t)>& on_load) {
-  const int64_t total = WeightBytes(model);
-  int64_t done = 0;
-  matrices.resize(model.weights.size());
-  vectors.resize(model.weights.size());
-  for (size_t id = 0; id < model.weights.size(); ++id) {
-    const Weight& weight = model.weights[id];
-    const Tensor& tensor = *weight.tensor;
-    if (!weight.matrix) {
-      vectors[id].resize(weight.n);
-      Dequantize(tensor.type, tensor.data, weight.n, vectors[id].data());
-      continue;
-    }
-    PackedMatrix& packed = matrices[id] = PackedMatrix(tensor.type, weight.n, weight.k);
-    if (packed.format())
-      kernels.try_emplace(tensor.type, isa, *packed.format());
+void CpuExecutor::Impl::MakeKernels() {
+  for (const PackedMatrix& matrix : weights.matrices()) {
+    if (matrix.bytes() == 0) continue;
+    if (matrix.format())
+      kernels.try_emplace(matrix.type(), isa, *matrix.format());
     else
-      float_linear.Prepare(weight.k);
-    // In slices, so that progress moves while a large head is packed.
-    constexpr int64_t kSlice = 1024;
-    for (int64_t begin = 0; begin < packed.n_panels(); begin += kSlice) {
-      const int64_t end = std::min(begin + kSlice, packed.n_panels());
-      team.Run([&](Team::Member& member) {
-        member.For(end - begin, 16,
-                   [&](int64_t b, int64_t e) { packed.PackPanels(tensor.data, begin + b, begin + e); });
-      });
-      if (on_load) on_load(done + packed.bytes() / packed.n_panels() * end, total);
-    }
-    done += packed.bytes();
+      float_linear.Prepare(matrix.k());
   }
-  file.CheckIntact();
 }
 
 void CpuExecutor::Impl::AllocateSlots(int max_rows) {
@@ -362,8 +338,8 @@ void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection
 }
 
 CpuExecutor::CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-                         const std::function<void(int64_t, int64_t)>& on_load, Tracer* tracer)
-    : impl_(std::make_unique<Impl>(file, model, team, isa, max_rows, on_load, tracer)) {}
+                         const LoadOptions& load, Tracer* tracer)
+    : impl_(std::make_unique<Impl>(file, model, team, isa, max_rows, load, tracer)) {}
 
 CpuExecutor::~CpuExecutor() = default;
 
@@ -386,25 +362,14 @@ std::span<const float> CpuExecutor::Logits(int i) const {
   return {impl_->Row(Slot::kLogits, i), static_cast<size_t>(impl_->config.n_vocab)};
 }
 
-int64_t CpuExecutor::WeightBytes(const Model& model) {
-  int64_t bytes = 0;
-  for (const Weight& weight : model.weights)
-    bytes += weight.matrix ? PackedMatrix::BytesFor(weight.tensor->type, weight.n, weight.k) : weight.n * 4;
-  return bytes;
-}
-
-int64_t CpuExecutor::weight_bytes() const {
-  int64_t bytes = 0;
-  for (const PackedMatrix& matrix : impl_->matrices) bytes += matrix.bytes();
-  for (const std::vector<float>& vector : impl_->vectors) bytes += static_cast<int64_t>(vector.size()) * 4;
-  return bytes;
-}
+int64_t CpuExecutor::WeightBytes(const Model& model) { return Weights::BytesFor(model); }
+int64_t CpuExecutor::weight_bytes() const { return impl_->weights.bytes(); }
 
 std::vector<std::pair<std::string, std::string>> CpuExecutor::Kernels() const {
   std::vector<std::pair<std::string, std::string>> kernels;
   for (const auto& [type, kernel] : impl_->kernels)
     kernels.emplace_back(fmt::format("linear {}", Info(type).name), kernel.name());
-  for (const PackedMatrix& matrix : impl_->matrices)
+  for (const PackedMatrix& matrix : impl_->weights.matrices())
     if (matrix.bytes() && !matrix.format()) {
       kernels.emplace_back("linear float", impl_->float_linear.name());
       break;

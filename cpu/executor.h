@@ -8,7 +8,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -18,6 +17,7 @@
 #include "cpu/isa.h"
 #include "cpu/team.h"
 #include "cpu/trace.h"
+#include "cpu/weights.h"
 #include "models/gguf.h"
 #include "models/model.h"
 
@@ -56,10 +56,9 @@ struct StepView {
 
 class CpuExecutor {
  public:
-  // Packs all weights, in parallel. on_load(bytes done, bytes in all) may be empty. `tracer`, unless null, learns what
-  // every step does. Throws Error when memory runs out or the file is damaged.
-  CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-              const std::function<void(int64_t, int64_t)>& on_load, Tracer* tracer);
+  // Loads all weights, as cpu/weights.h says. `tracer`, unless null, learns what every step does.
+  CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows, const LoadOptions& load,
+              Tracer* tracer);
   ~CpuExecutor();
 
   // False when `cancel` became true: the step was left at some op, logits are void.

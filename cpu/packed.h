@@ -23,6 +23,7 @@
 #include <span>
 
 #include "cpu/buffer.h"
+#include "cpu/isa.h"
 #include "models/dtype.h"
 
 namespace thermocline {
@@ -60,16 +61,18 @@ struct PackedGroup {
 };
 PackedGroup ReadGroup(const PackedFormat& format, const uint8_t* block, int row, int group);
 
-// A packed or float matrix in memory of its own. Float types stand row-major, rows stride_bytes apart (a multiple of
-// 64).
+// A packed or float matrix. Float types stand row-major, rows stride_bytes apart (a multiple of 64).
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  // Reserves the memory. Throws Error when there is not enough.
+  // In memory of its own. Throws Error when there is not enough.
   PackedMatrix(DType source, int64_t n, int64_t k);
+  // In BytesFor(...) bytes of somebody else's memory, 64-byte aligned, that must outlive it.
+  PackedMatrix(DType source, int64_t n, int64_t k, uint8_t* memory);
 
-  // Packs panels [begin, end) from the rows of the file; panels may be packed by several threads at once.
-  void PackPanels(const uint8_t* source, int64_t begin, int64_t end);
+  // Packs panels [begin, end) from the rows of the file; panels may be packed by several threads at once. Every
+  // instruction set writes the same bytes.
+  void PackPanels(const uint8_t* source, int64_t begin, int64_t end, Isa isa = Isa::kScalar);
   // Row n as floats, exactly the values of the file.
   void DequantizeRow(int64_t n, float* out) const;
 
@@ -81,17 +84,20 @@ class PackedMatrix {
   int64_t n_blocks() const { return (k_ + format_->block_k() - 1) / format_->block_k(); }
   int64_t panel_bytes() const { return n_blocks() * format_->block_bytes(); }
   int64_t stride_bytes() const { return stride_bytes_; }
-  int64_t bytes() const { return data_.bytes(); }
-  const uint8_t* panel(int64_t i) const { return data_.data() + i * panel_bytes(); }
-  const uint8_t* row(int64_t i) const { return data_.data() + i * stride_bytes_; }  // float types
+  int64_t bytes() const { return bytes_; }
+  const uint8_t* panel(int64_t i) const { return data_ + i * panel_bytes(); }
+  const uint8_t* row(int64_t i) const { return data_ + i * stride_bytes_; }  // float types
 
   static int64_t BytesFor(DType source, int64_t n, int64_t k);
 
  private:
+  PackedMatrix(DType source, int64_t n, int64_t k, Buffer own);
+
   const PackedFormat* format_ = nullptr;
   DType type_ = DType::kF32;
-  int64_t n_ = 0, k_ = 0, stride_bytes_ = 0;
-  Buffer data_;
+  int64_t n_ = 0, k_ = 0, stride_bytes_ = 0, bytes_ = 0;
+  uint8_t* data_ = nullptr;
+  Buffer own_;
 };
 
 }  // namespace thermocline

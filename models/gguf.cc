@@ -1,5 +1,6 @@
 #include "models/gguf.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -7,6 +8,7 @@
 #include "models/check.h"
 #include "models/error.h"
 #include "models/gguf_parser.h"
+#include "models/hash.h"
 #include "models/mapped_file.h"
 #include "models/quoted.h"
 
@@ -82,6 +84,31 @@ void GgufFile::CheckIntact() const {
       "{}: the file became shorter than its {} bytes while it was read, or its disk failed. Keep it unchanged while it "
       "is in use, and download it again.",
       path_, map_->size());
+}
+
+uint64_t GgufFile::Fingerprint() const {
+  constexpr uint64_t kSample = 4096;
+  const std::span<const uint8_t> all(map_->data(), map_->size());
+  uint64_t header = all.size();
+  for (const Tensor& tensor : tensors_) header = std::min(header, tensor.offset);
+  Hash hash;
+  hash.Add(all.size());
+  hash.Add(static_cast<uint64_t>(map_->modified_ns()));
+  hash.Add(all.first(header));
+  for (const Tensor& tensor : tensors_) {
+    const std::span<const uint8_t> bytes(tensor.data, tensor.bytes);
+    const uint64_t n = std::min(kSample, tensor.bytes), last = tensor.bytes - n;
+    for (const uint64_t at : {uint64_t{0}, last / 2, last}) hash.Add(bytes.subspan(at, n));
+  }
+  return hash.value();
+}
+
+void GgufFile::WillRead(const uint8_t* data, uint64_t bytes) const {
+  map_->WillRead(static_cast<size_t>(data - map_->data()), bytes);
+}
+
+void GgufFile::DoneWith(const uint8_t* data, uint64_t bytes) const {
+  map_->DoneWith(static_cast<size_t>(data - map_->data()), bytes);
 }
 
 const GgufValue* GgufFile::Find(std::string_view key) const {

@@ -87,6 +87,14 @@ class GgufFile {
   // the last read of tensor data: until then a lost page reads as zeros instead of raising SIGBUS.
   void CheckIntact() const;
 
+  // What tells this file from others, and from itself before a change: a hash of its size, its time of change,
+  // everything in front of the tensor data, and the first, middle and last 4 KiB of each tensor.
+  uint64_t Fingerprint() const;
+
+  // For who reads all tensor data once, front to back; bytes [data, data + bytes) lie in the map.
+  void WillRead(const uint8_t* data, uint64_t bytes) const;  // soon: may be read from the disk ahead
+  void DoneWith(const uint8_t* data, uint64_t bytes) const;  // takes no more of this process's memory
+
  private:
   friend class GgufParser;
   GgufFile();

@@ -6,6 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
@@ -102,6 +103,10 @@ int TakeSlot(const void* data, size_t size) {
 
 constexpr std::align_val_t kAlignment{64};
 
+#ifndef MADV_POPULATE_READ  // Linux 5.14
+#define MADV_POPULATE_READ 22
+#endif
+
 }  // namespace
 
 MappedFile MappedFile::Open(const std::filesystem::path& path) {
@@ -171,6 +176,22 @@ void MappedFile::Release() noexcept {
   if (memory != nullptr) munmap(memory, size_);
   if (slot >= 0) slots[static_cast<size_t>(slot)].taken.store(false);
   close(fd);
+}
+
+void MappedFile::Advise(size_t offset, size_t bytes, int advice) const {
+  if (fd_ < 0 || bytes == 0) return;
+  const size_t begin = offset / page_bytes * page_bytes;
+  madvise(const_cast<uint8_t*>(data_) + begin, std::min(bytes + offset - begin, size_ - begin), advice);
+}
+
+void MappedFile::WillRead(size_t offset, size_t bytes) const { Advise(offset, bytes, MADV_WILLNEED); }
+void MappedFile::Map(size_t offset, size_t bytes) const { Advise(offset, bytes, MADV_POPULATE_READ); }
+void MappedFile::DoneWith(size_t offset, size_t bytes) const { Advise(offset, bytes, MADV_DONTNEED); }
+
+int64_t MappedFile::modified_ns() const {
+  struct stat status = {};
+  if (fd_ < 0 || fstat(fd_, &status) != 0) return 0;
+  return int64_t{status.st_mtim.tv_sec} * 1'000'000'000 + status.st_mtim.tv_nsec;
 }
 
 bool MappedFile::damaged() const {

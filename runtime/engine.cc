@@ -40,7 +40,7 @@ struct Engine::Impl {
       : config(model.config),
         team(options.n_threads),
         n_ctx(ChooseContext(model, options)),
-        executor(file, model, team, ChooseIsa(), kMaxBatchRows, options.on_load, options.tracer),
+        executor(file, model, team, ChooseIsa(), kMaxBatchRows, options.load, options.tracer),
         kv(model.config, n_ctx, options.max_sequences, kMaxBatchRows, options.page_seed),
         in_use(options.max_sequences) {}
 

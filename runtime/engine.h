@@ -4,12 +4,12 @@
 #include <atomic>
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "cpu/weights.h"
 #include "models/model.h"
 #include "models/tokenizer.h"
 
@@ -36,8 +36,7 @@ struct EngineOptions {
   int max_sequences = 1;
   // Shuffles the order in which physical pages are handed out; for tests.
   uint64_t page_seed = 0;
-  // Called while weights are packed, with bytes done and in all; may be empty.
-  std::function<void(int64_t done, int64_t total)> on_load{};
+  LoadOptions load{};
   Tracer* tracer = nullptr;  // unless null, learns what every step does; must outlive the engine
 };
 

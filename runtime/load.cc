@@ -20,7 +20,7 @@ std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, int
   options.n_ctx = n_ctx;
   options.n_threads = n_threads;
   options.tracer = tracer;
-  options.on_load = [&](int64_t done, int64_t total) { progress.Update(done, total); };
+  options.load.on_load = [&](int64_t done, int64_t total) { progress.Update(done, total); };
   auto engine = std::make_unique<Engine>(file, model, options);
   file.CheckIntact();
   return engine;

@@ -2,6 +2,9 @@
 
 #include <doctest/doctest.h>
 
+#include "cpu/pack.h"
+#include "tests/cpu/guarded.h"
+#include "tests/cpu/kernel_test_util.h"
 #include "tests/cpu/random_weights.h"
 
 namespace thermocline {
@@ -25,6 +28,31 @@ TEST_CASE("packing loses nothing: every row comes back as the file's values, tai
           REQUIRE(got == expected);
         }
       }
+}
+
+TEST_CASE("every instruction set packs the same bytes, whatever the memory held before") {
+  std::mt19937 rng(2);
+  for (const Isa isa : test::RunnableIsas())
+    for (const PackedFormat& format : PackedFormats()) {
+      const bool has_packer = PackFnFor(isa, format.source) != nullptr;
+      CHECK(has_packer);
+      const DTypeInfo& info = Info(format.source);
+      for (const int64_t n : {15, 16, 40})
+        for (const int64_t blocks : {1, 2, 5, 16}) {
+          const int64_t k = info.block * blocks;
+          CAPTURE(Name(isa));
+          CAPTURE(format.name);
+          CAPTURE(n);
+          CAPTURE(k);
+          test::GuardedBuffer<uint8_t> source(test::RandomWeights(format.source, n, k, rng));
+          source.Protect();
+          test::GuardedBuffer<uint8_t> memory(PackedMatrix::BytesFor(format.source, n, k), 64);
+          PackedMatrix expected(format.source, n, k), packed(format.source, n, k, memory.data());
+          expected.PackPanels(source.data(), 0, expected.n_panels());
+          packed.PackPanels(source.data(), 0, packed.n_panels(), isa);
+          REQUIRE(std::memcmp(memory.data(), expected.panel(0), memory.size()) == 0);
+        }
+    }
 }
 
 TEST_CASE("packed formats keep what HACKING.md says of their size") {

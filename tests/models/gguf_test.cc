@@ -1,7 +1,9 @@
 #include "models/gguf.h"
 
 #include <doctest/doctest.h>
+#include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <limits>
@@ -176,6 +178,37 @@ TEST_CASE("gguf: a file of nothing is a file") {
   CHECK(file.path() == "nothing");
   CHECK(file.file_bytes() == 24);
   file.CheckIntact();
+}
+
+TEST_CASE("gguf: a fingerprint sees the header, each tensor's ends and middle, the size and the time") {
+  constexpr size_t kBytes = 40'000;
+  GgufWriter writer = EveryKind();
+  writer.Tensor("a", DType::kF32, {kBytes / 4}, ByteVector(kBytes)).Tensor("b", DType::kF32, {3}, ByteVector(12));
+  const ByteVector good = writer.Build();
+  const auto fingerprint = [](const ByteVector& bytes) { return GgufFile::FromBytes(bytes, "print").Fingerprint(); };
+  CHECK(fingerprint(good) == fingerprint(good));
+  const size_t a = static_cast<size_t>(GgufFile::FromBytes(good, "print").FindTensor("a")->offset);
+  const size_t value = 4 + 4 + 8 + 8 + 8 + 2 + 4;  // of "u8", the first key
+  for (const size_t at : {value, a, a + 4095, a + kBytes / 2, a + kBytes - 4096, a + kBytes - 1, good.size() - 1}) {
+    CAPTURE(at);
+    ByteVector changed = good;
+    changed[at] ^= 1;
+    CHECK(fingerprint(changed) != fingerprint(good));
+  }
+  ByteVector longer = good;
+  longer.push_back(0);
+  CHECK(fingerprint(longer) != fingerprint(good));
+
+  std::string name = (std::filesystem::temp_directory_path() / "thermocline_print_XXXXXX").string();
+  const int fd = mkstemp(name.data());
+  REQUIRE(fd >= 0);
+  REQUIRE(write(fd, good.data(), good.size()) == static_cast<ssize_t>(good.size()));
+  close(fd);
+  const uint64_t before = GgufFile::Open(name).Fingerprint();
+  CHECK(GgufFile::Open(name).Fingerprint() == before);
+  std::filesystem::last_write_time(name, std::filesystem::last_write_time(name) + std::chrono::seconds(1));
+  CHECK(GgufFile::Open(name).Fingerprint() != before);
+  std::filesystem::remove(name);
 }
 
 // No byte of a header, whatever it becomes, does worse than an Error.

@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -142,6 +143,44 @@ TEST_CASE("mapped file: a file that shrinks reads as zeros and says so") {
     CHECK(map.damaged());
     CHECK_FALSE(other.damaged());
   }
+}
+
+TEST_CASE("mapped file: advice changes no byte, whatever range it is about") {
+  const TempFolder folder;
+  ByteVector bytes(3 * kPage + 5);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * 7 + i / 256);
+  const MappedFile mapped = MappedFile::Open(folder.File("file", bytes));
+  const MappedFile owned = MappedFile::FromBytes(bytes);
+  CHECK(mapped.modified_ns() > 0);
+  CHECK(owned.modified_ns() == 0);
+  for (const MappedFile* file : {&mapped, &owned})
+    for (const size_t begin : {size_t{0}, size_t{1}, kPage, 3 * kPage + 1})
+      for (const size_t end : {begin, begin + 1, 3 * kPage, bytes.size()}) {
+        if (end < begin || end > bytes.size()) continue;
+        file->WillRead(begin, end - begin);
+        file->Map(begin, end - begin);
+        CHECK(std::equal(bytes.begin(), bytes.end(), file->data()));
+        file->DoneWith(begin, end - begin);
+        CHECK(std::equal(bytes.begin(), bytes.end(), file->data()));
+        CHECK_FALSE(file->damaged());
+      }
+}
+
+TEST_CASE("mapped file: pages done with are taken from the process") {
+  const TempFolder folder;
+  const size_t bytes = 1024 * kPage;
+  const MappedFile map = MappedFile::Open(folder.File("file", ByteVector(bytes, 1)));
+  const auto resident = [&] {
+    std::ifstream statm("/proc/self/statm");
+    int64_t size = 0, pages = 0;
+    statm >> size >> pages;
+    return pages;
+  };
+  map.Map(0, bytes);
+  CHECK(Sum(map.data(), bytes) == static_cast<int64_t>(bytes));
+  const int64_t before = resident();
+  map.DoneWith(0, bytes);
+  CHECK(resident() < before - 512);
 }
 
 TEST_CASE("mapped file: a model that shrinks ends in an error") {

@@ -1,0 +1,104 @@
+#include "cpu/weights.h"
+
+#include <algorithm>
+#include <atomic>
+
+namespace thermocline {
+namespace {
+
+// What one member packs at once: enough that claiming and advising cost nothing, little enough for progress and
+// balance.
+constexpr int64_t kTaskBytes = 1 << 20;
+// A file that is not in the page cache is read ahead by so many tasks.
+constexpr size_t kTasksAhead = 32;
+
+// A run of panels, and the rows they are packed from.
+struct Task {
+  PackedMatrix* matrix;
+  const uint8_t* source;  // row 0
+  int64_t begin, end;     // panels
+  const uint8_t* read;    // the rows of [begin, end)
+  uint64_t read_bytes;
+  int64_t bytes;  // packed
+};
+
+std::vector<Task> MakeTasks(const Model& model, std::vector<PackedMatrix>& matrices) {
+  std::vector<Task> tasks;
+  for (size_t id = 0; id < matrices.size(); ++id) {
+    PackedMatrix& matrix = matrices[id];
+    if (matrix.bytes() == 0) continue;
+    const Tensor& tensor = *model.weights[id].tensor;
+    const int64_t row_bytes = static_cast<int64_t>(tensor.bytes) / matrix.n();
+    const int64_t per_panel = std::max<int64_t>(1, matrix.bytes() / matrix.n_panels());
+    const int64_t n = std::max<int64_t>(1, kTaskBytes / per_panel);
+    for (int64_t begin = 0; begin < matrix.n_panels(); begin += n) {
+      const int64_t end = std::min(begin + n, matrix.n_panels());
+      const int64_t first_row = begin * kPanelRows, last_row = std::min(end * kPanelRows, matrix.n());
+      tasks.push_back({&matrix, tensor.data, begin, end, tensor.data + first_row * row_bytes,
+                       static_cast<uint64_t>((last_row - first_row) * row_bytes), per_panel * (end - begin)});
+    }
+  }
+  // In the order of the file, as disks like it.
+  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.read < b.read; });
+  return tasks;
+}
+
+}  // namespace
+
+Weights::Weights(const GgufFile& file, const Model& model, Team& team, Isa isa, const LoadOptions& options)
+    : matrices_(model.weights.size()), vectors_(model.weights.size()) {
+  int64_t bytes = 0;
+  for (size_t id = 0; id < model.weights.size(); ++id) {
+    const Weight& weight = model.weights[id];
+    if (weight.matrix) {
+      bytes += PackedMatrix::BytesFor(weight.tensor->type, weight.n, weight.k);
+    } else {
+      vectors_[id].resize(weight.n);
+      Dequantize(weight.tensor->type, weight.tensor->data, weight.n, vectors_[id].data());
+    }
+  }
+  memory_ = Buffer(bytes, "the weights");
+  uint8_t* at = memory_.data();
+  for (size_t id = 0; id < model.weights.size(); ++id) {
+    const Weight& weight = model.weights[id];
+    if (!weight.matrix) continue;
+    matrices_[id] = PackedMatrix(weight.tensor->type, weight.n, weight.k, at);
+    at += matrices_[id].bytes();
+  }
+  Pack(file, model, team, isa, options);
+  file.CheckIntact();
+}
+
+void Weights::Pack(const GgufFile& file, const Model& model, Team& team, Isa isa, const LoadOptions& options) {
+  const std::vector<Task> tasks = MakeTasks(model, matrices_);
+  std::atomic<int64_t> done = 0;
+  team.Run([&](Team::Member& member) {
+    member.For(static_cast<int64_t>(tasks.size()), 1, [&](int64_t i, int64_t) {
+      const Task& task = tasks[i];
+      if (i + kTasksAhead < tasks.size()) {
+        const Task& ahead = tasks[i + kTasksAhead];
+        file.WillRead(ahead.read, ahead.read_bytes);
+      }
+      task.matrix->PackPanels(task.source, task.begin, task.end, isa);
+      file.DoneWith(task.read, task.read_bytes);
+      const int64_t now = done.fetch_add(task.bytes, std::memory_order_relaxed) + task.bytes;
+      if (member.index() == 0 && options.on_load) options.on_load(now, memory_.bytes());
+    });
+  });
+}
+
+int64_t Weights::bytes() const {
+  int64_t bytes = 0;
+  for (const PackedMatrix& matrix : matrices_) bytes += matrix.bytes();
+  for (const std::vector<float>& vector : vectors_) bytes += static_cast<int64_t>(vector.size()) * 4;
+  return bytes;
+}
+
+int64_t Weights::BytesFor(const Model& model) {
+  int64_t bytes = 0;
+  for (const Weight& weight : model.weights)
+    bytes += weight.matrix ? PackedMatrix::BytesFor(weight.tensor->type, weight.n, weight.k) : weight.n * 4;
+  return bytes;
+}
+
+}  // namespace thermocline
