@@ -173,13 +173,9 @@ int CpuExecutor::Impl::RopeOf(const Op& op) const {
 }
 
 void CpuExecutor::Impl::RunMember(Team::Member& member) {
-  member.Barrier([&] {
-    attention.Prepare(*step);
-    RunSerialFrom(0, member.index());
-  });
   for (size_t i = 0; i < stages.size() && !stopped; ++i) {
     const Stage& stage = stages[i];
-    if (IsSerial(stage)) continue;  // ran inside the barrier in front
+    if (IsSerial(stage)) continue;  // ran behind the stage in front
     const auto then = [&, i] { RunSerialFrom(i + 1, member.index()); };
     if (trace) member.set_track(&trace->Begin(member.index(), i));
     switch (stage.kind) {
@@ -352,6 +348,8 @@ bool CpuExecutor::Run(const StepView& step, const std::atomic<bool>& cancel) {
   for (size_t i = 0; i < step.spans.size(); ++i)
     std::fill_n(impl.span_of_row.begin() + step.spans[i].first_row, step.spans[i].n_rows, static_cast<int32_t>(i));
   if (impl.trace) impl.trace->BeginStep(step);
+  impl.attention.Prepare(step);
+  impl.RunSerialFrom(0, 0);
   impl.team.Run([&](Team::Member& member) { impl.RunMember(member); });
   if (impl.trace) impl.trace->EndStep();
   impl.step = nullptr;

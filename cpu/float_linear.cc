@@ -17,6 +17,21 @@ namespace thermocline {
 
 #ifdef THERMOCLINE_ONEDNN
 
+namespace {
+
+// The calling thread starts no OpenMP threads: the team is what shares work out.
+class OneOpenMpThread {
+ public:
+  OneOpenMpThread() { omp_set_num_threads(1); }
+  ~OneOpenMpThread() { omp_set_num_threads(before_); }
+  OneOpenMpThread(const OneOpenMpThread&) = delete;
+
+ private:
+  const int before_ = omp_get_max_threads();
+};
+
+}  // namespace
+
 // One oneDNN matrix product per K: (kRows, K) x (kColumns, K) -> (kRows, kColumns) in F32, always this shape. It runs
 // serially inside a chunk that a member has claimed; every member has its own memory for it.
 struct FloatLinear::Tiles {
@@ -44,12 +59,9 @@ struct FloatLinear::Tiles {
     const memory::desc y({kRows, kColumns}, memory::data_type::f32, memory::format_tag::ab);
     dnnl::primitive_attr attributes;
     attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-    // A primitive plans for the number of threads it sees when it is made.
-    const int n_threads_before = omp_get_max_threads();
-    omp_set_num_threads(1);
+    const OneOpenMpThread one;  // a primitive plans for the number of threads it sees when it is made
     const dnnl::matmul::primitive_desc desc(engine, x, w, y, attributes);
     Product product{dnnl::matmul(desc), std::vector<Member>(n_threads)};
-    omp_set_num_threads(n_threads_before);
     for (Member& member : product.members) {
       const int64_t floats = (kRows + kColumns) * k + kRows * kColumns;
       member.memory = Buffer(floats * 4 + 64 + static_cast<int64_t>(desc.scratchpad_desc().get_size()), "one step");
@@ -67,6 +79,7 @@ struct FloatLinear::Tiles {
 
   // `rows` of args.x, in tiles padded with zeros. The weights of a tile of columns are converted once.
   void Run(const FloatLinearArgs& args, const std::vector<int64_t>& rows, int member_index) {
+    const OneOpenMpThread one;
     const int64_t k = args.w.k();
     Product& product = products.at(k);
     Member& member = product.members[member_index];

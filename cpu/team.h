@@ -1,8 +1,10 @@
 // The thread team: created once, pinned to physical cores within the affinity mask and cgroup quota.
 //
-// Every member runs the same list of ops; work inside an op is claimed in chunks. An op is over when its chunks are
-// done, not when all members have come: one that lost its time slice holds up nobody but the chunk it is in, and skips
-// what the others did meanwhile. Whoever finishes the last chunk may run what is too small to share.
+// Members run the same list of ops; work inside an op is claimed in chunks. An op is over when its chunks are done, not
+// when all members have come: one that lost its time slice holds up nobody but the chunk it is in, and skips what the
+// others did meanwhile. Whoever finishes the last chunk may run what is too small to share. A member that is late again
+// and again is sent to rest, probed from time to time, and called back when its core is free; if it is the caller that
+// is late, it takes the core of another member, who rests in its stead.
 #pragma once
 
 #include <cstdint>
@@ -13,29 +15,35 @@
 
 namespace thermocline {
 
+inline constexpr int kMaxThreads = 256;
+
 class Team {
  public:
-  // n_threads <= 0: one per physical core we may use. Throws Error above kMaxThreads.
+  // n_threads <= 0: one per physical core we may use. Throws Error above kMaxThreads, or where the system starts no
+  // more threads.
   explicit Team(int n_threads);
   ~Team();
   Team(const Team&) = delete;
 
   int size() const;
 
-  // Runs fn(member) once on each member (the caller is member 0) and returns when all are done. fn must not throw.
+  // Runs fn(member) on the caller, which is member 0, and on each of the others, at most max_members in all, that come
+  // before the caller is through: fn must get everything done whoever comes, and does with For. Returns when all who
+  // came are done. fn must not throw. One Run at a time.
   class Member;
   template <typename Fn>
-  void Run(const Fn& fn) {
-    RunErased([](const void* f, Member& member) { (*static_cast<const Fn*>(f))(member); }, &fn);
+  void Run(const Fn& fn, int max_members = kMaxThreads) {
+    RunErased([](const void* f, Member& member) { (*static_cast<const Fn*>(f))(member); }, &fn, max_members);
   }
 
   class Member {
    public:
-    int index() const { return index_; }  // [0, team size)
+    int index() const { return index_; }  // [0, team size); no two members of a Run share one
 
     // All members call For with the same arguments. Chunks [begin, end) of [0, n), at most `grain` long and starting at
-    // multiples of it, go to whoever claims them. When all are done, `then()` runs on one member; after that For
-    // returns, on a late member without having done anything. What the bodies and `then` wrote is visible by then.
+    // multiples of it, go to whoever claims them: each member starts with a part of its own, which it takes in order,
+    // and then helps the others. When all are done, `then()` runs on one member; after that For returns, on a late
+    // member without having done anything. What the bodies and `then` wrote is visible by then.
     //
     // A late member reads shared variables later than the others: which ops follow must depend only on what does not
     // change during a Run, or changes once and ends it.
@@ -44,9 +52,13 @@ class Team {
       const int64_t n_chunks = n > 0 ? (n - 1) / grain + 1 : 1;  // an op without work still has its `then`
       int64_t n_done = 0;
       const int64_t begin_ns = track_ ? TraceTrack::Now() : 0;
-      for (int64_t chunk; (chunk = Claim(n_chunks)) >= 0; ++n_done) {
-        const int64_t begin = chunk * grain;
-        if (begin < n) body(begin, n - begin < grain ? n : begin + grain);
+      for (int i = 0; i < n_parts_; ++i) {
+        const int part = part_ + i < n_parts_ ? part_ + i : part_ + i - n_parts_;
+        const int64_t first = n_chunks * part / n_parts_, count = n_chunks * (part + 1) / n_parts_ - first;
+        for (int64_t chunk; (chunk = Claim(part, count)) >= 0; ++n_done) {
+          const int64_t begin = (first + chunk) * grain;
+          if (begin < n) body(begin, n - begin < grain ? n : begin + grain);
+        }
       }
       if (track_ && n_done > 0) track_->Work(begin_ns, n_done, n_chunks);
       if (n_done > 0 && Finish(n_done, n_chunks)) {
@@ -60,17 +72,6 @@ class Team {
     void For(int64_t n, int64_t grain, const Body& body) {
       For(n, grain, body, [] {});
     }
-    // Waits for all members, late ones too. `then()` runs on the last to come; nobody passes before it is done. Only
-    // for what members did outside of For.
-    template <typename Then>
-    void Barrier(const Then& then) {
-      if (ArriveLast()) {
-        then();
-        Open();
-      } else {
-        Wait();
-      }
-    }
 
     // Where what this member does in For is traced from now on; null: nowhere.
     void set_track(TraceTrack* track) { track_ = track; }
@@ -81,25 +82,22 @@ class Team {
 
    private:
     friend class Team;
-    Member(Team& team, int index, int n_members, uint32_t op);
-    int64_t Claim(int64_t n_chunks);                // -1: none left, or the op is over
+    Member(Team& team, int index, int rank, int n_members, uint32_t op);
+    int64_t Claim(int part, int64_t n_chunks);      // -1: none left in this part, or the op is over
     bool Finish(int64_t n_done, int64_t n_chunks);  // true: those were the last
-    bool ArriveLast();
     void Open();
     void Wait();
     Team& team_;
     int index_;
-    int n_members_;
     TraceTrack* track_ = nullptr;
-    uint32_t op_;  // counts For and Barrier; the team's counter may be ahead
+    int n_parts_, part_;  // where it starts to claim
+    uint32_t op_;         // counts the calls of For; the team's counter may be ahead
   };
 
  private:
-  void RunErased(void (*call)(const void*, Member&), const void* fn);
+  void RunErased(void (*call)(const void*, Member&), const void* fn, int max_members);
   struct Shared;
   std::unique_ptr<Shared> shared_;
 };
-
-inline constexpr int kMaxThreads = 256;
 
 }  // namespace thermocline

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <numeric>
 #include <thread>
 #include <vector>
@@ -18,14 +19,102 @@ namespace {
 
 constexpr int kSizes[] = {1, 2, 3, 4, 5, 8};
 
+// Waits until `flag` is set, but not for ever.
+void Await(const std::atomic<bool>& flag) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (!flag && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+}
+
+// For what can be done only when all have come; false: they did not within a minute.
+bool MeetAll(Team& team, int n, const std::function<void(int index)>& work, int max_members = kMaxThreads) {
+  std::atomic<int> n_come{0};
+  std::atomic<bool> all_come{false};
+  team.Run(
+      [&](Team::Member& member) {
+        work(member.index());
+        if (++n_come == n) all_come = true;
+        Await(all_come);
+      },
+      max_members);
+  return n_come == n;
+}
+
 TEST_CASE("every member runs once, with an index of its own") {
   for (int n : kSizes) {
     CAPTURE(n);
     Team team(n);
     CHECK(team.size() == n);
     std::vector<int> runs(n, 0);
-    team.Run([&](Team::Member& member) { ++runs[member.index()]; });
+    CHECK(MeetAll(team, n, [&](int index) { ++runs[index]; }));
     CHECK(runs == std::vector<int>(n, 1));
+  }
+}
+
+TEST_CASE("a Run may be for fewer members, and the next for all again") {
+  Team team(4);
+  for (int round = 0; round < 20; ++round)
+    for (int n : {1, 4, 2, 3}) {
+      CAPTURE(n);
+      std::atomic<int> n_runs{0};
+      CHECK(MeetAll(
+          team, n, [&](int) { ++n_runs; }, n));
+      CHECK(n_runs == n);
+    }
+}
+
+TEST_CASE("nobody enters a Run that is over, however short") {
+  for (int n : {2, 4}) {
+    Team team(n);
+    std::atomic<int> n_bad{0};
+    std::atomic<int64_t> n_chunks{0};
+    for (int run = 0; run < 5000; ++run) {
+      bool over = false;  // of this Run alone: who comes too late reads what is no more
+      std::atomic<uint32_t> seen{0};
+      team.Run([&](Team::Member& member) {
+        if (over || (seen.fetch_or(1u << member.index()) >> member.index() & 1)) ++n_bad;
+        if (run % 3 == 0) member.For(4, 1, [&](int64_t, int64_t) { ++n_chunks; });
+      });
+      over = true;
+      if (!(seen & 1)) ++n_bad;
+    }
+    CHECK(n_bad == 0);
+    CHECK(n_chunks == 4 * 1667);
+  }
+}
+
+// Each op reads what the one before wrote, so an op that starts too early, or a chunk lost by a member sent to rest,
+// ends in a wrong number.
+TEST_CASE("a busy neighbour on any core changes nothing") {
+  const Topology topology = DetectTopology();
+  Team team(0);
+  for (size_t i = 0; i < topology.team_cpus.size() && i < 2; ++i) {
+    std::atomic<bool> stop{false};
+    std::thread neighbour([&] {
+      cpu_set_t set;
+      CPU_ZERO(&set);
+      CPU_SET(topology.team_cpus[i], &set);
+      sched_setaffinity(0, sizeof set, &set);
+      while (!stop) {
+      }
+    });
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(300);
+    int64_t n_bad = 0;
+    while (std::chrono::steady_clock::now() < deadline) {
+      std::vector<int64_t> a(64), b(64);
+      team.Run([&](Team::Member& member) {
+        for (int op = 0; op < 100; ++op) {
+          const std::vector<int64_t>& from = op % 2 == 0 ? a : b;
+          std::vector<int64_t>& to = op % 2 == 0 ? b : a;
+          member.For(64, 4, [&](int64_t begin, int64_t end) {
+            for (int64_t k = begin; k < end; ++k) to[k] = from[(k + 1) % 64] + 1;
+          });
+        }
+      });
+      n_bad += a != std::vector<int64_t>(64, 100);
+    }
+    stop = true;
+    neighbour.join();
+    CHECK(n_bad == 0);
   }
 }
 
@@ -113,40 +202,18 @@ TEST_CASE("thousands of ops, as many members as CPUs and more") {
 
 TEST_CASE("members far beyond the CPUs") { CheckPipeline(32, 100); }
 
-TEST_CASE("Barrier waits for everybody, and its `then` runs once between") {
-  for (int n : kSizes) {
-    CAPTURE(n);
-    Team team(n);
-    std::vector<int> arrivals(n, 0);
-    std::atomic<int> n_bad{0};
-    int n_then = 0;
-    team.Run([&](Team::Member& member) {
-      for (int round = 1; round <= 500; ++round) {
-        arrivals[member.index()] = round;
-        member.Barrier([&] {
-          ++n_then;
-          for (int arrival : arrivals)
-            if (arrival != round) ++n_bad;
-        });
-        if (n_then != round) ++n_bad;
-        member.Barrier([] {});
-      }
-    });
-    CHECK(n_then == 500);
-    CHECK(n_bad == 0);
-  }
-}
-
 TEST_CASE("a late member holds up nobody: the others finish every op without it") {
   Team team(3);
   std::atomic<bool> finished{false};
-  std::atomic<int> by_late{0}, n_chunks{0};
+  std::atomic<int> by_late{0}, n_chunks{0}, n_come{0};
   bool in_time = false;
   team.Run([&](Team::Member& member) {
+    ++n_come;
     if (member.index() == 1) {  // comes when everything is over
-      const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-      while (!finished && std::chrono::steady_clock::now() < deadline) std::this_thread::yield();
+      Await(finished);
       in_time = finished;
+    } else {
+      while (n_come < 3) std::this_thread::yield();
     }
     for (int op = 0; op < 100; ++op)
       member.For(10, 1, [&](int64_t, int64_t) {
@@ -207,13 +274,13 @@ TEST_CASE("the caller keeps its affinity, and members of a team as large as the 
   REQUIRE(sched_getaffinity(0, sizeof before, &before) == 0);
   const Topology topology = DetectTopology();
   const int n = static_cast<int>(topology.team_cpus.size());
-  if (n <= kMaxThreads) {
+  if (n < kMaxThreads) {
     Team team(n);
     std::vector<cpu_set_t> sets(n);
-    team.Run([&](Team::Member& member) {
-      CPU_ZERO(&sets[member.index()]);
-      sched_getaffinity(0, sizeof(cpu_set_t), &sets[member.index()]);
-    });
+    REQUIRE(MeetAll(team, n, [&](int index) {
+      CPU_ZERO(&sets[index]);
+      sched_getaffinity(0, sizeof(cpu_set_t), &sets[index]);
+    }));
     for (int i = 0; i < n; ++i) {
       if (n > 1) CHECK(CPU_COUNT(&sets[i]) == 1);
       CHECK(CPU_ISSET(topology.team_cpus[i], &sets[i]));
@@ -221,11 +288,11 @@ TEST_CASE("the caller keeps its affinity, and members of a team as large as the 
   }
   Team more(n + 1);  // more members than cores: anywhere
   std::vector<int> counts(n + 1);
-  more.Run([&](Team::Member& member) {
+  REQUIRE(MeetAll(more, n + 1, [&](int index) {
     cpu_set_t set;
     sched_getaffinity(0, sizeof set, &set);
-    counts[member.index()] = CPU_COUNT(&set);
-  });
+    counts[index] = CPU_COUNT(&set);
+  }));
   CHECK(counts == std::vector<int>(n + 1, CPU_COUNT(&before)));
   REQUIRE(sched_getaffinity(0, sizeof after, &after) == 0);
   CHECK(CPU_EQUAL(&before, &after));
