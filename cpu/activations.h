@@ -1,9 +1,12 @@
-// How activations stand in memory when they meet integer weights: 16 bits per value with one scale per 32 values, kept
-// as two s8 planes, because 8 bits alone cost the default model its right answers (HACKING.md "Numerics").
+// How activations stand in memory when they meet integer weights: 16 bits per value with one scale per group of 32, as
+// two s8 planes:
 //
 //   q[k] = round(x[k] / scale), |q| <= 127 * 256;  q = 256 * hi + lo,  hi in [-127, 127], lo in [-128, 127]
 //
-// One row: n_groups lines of 64 bytes [hi of 32 values | lo of 32 values], then n_groups ActivationMeta.
+// Where 8 bits bear it q is rounded to a multiple of 256: lo is zero, and a product of many rows need not look at it
+// (HACKING.md "Numerics").
+//
+// One row: for every pair of groups three lines of 64 bytes: hi, lo, and the two groups' ActivationMeta.
 #pragma once
 
 #include <cstdint>
@@ -15,14 +18,33 @@ inline constexpr int kActivationMax = 127 * 256;
 
 struct ActivationMeta {
   float scale;
-  float sum16[2];  // scale * (sum of q over the first, second 16 values): what a weight's min or zero point multiplies
-  float sum32;     // scale * (sum of q over all 32)
+  // Sums of q over the group and its halves: times scale, for weights with a min; times kCorrection, for weights with a
+  // zero point (8, or 8 shifted).
+  float sum32, sum16[2];
+  int32_t correction32, correction16[2];
+  // In the first of every 16 metas: bit i is set if the i-th group from here has a lo plane.
+  uint32_t lo_groups;
 };
-static_assert(sizeof(ActivationMeta) == 16);
+static_assert(sizeof(ActivationMeta) == 32);
+inline constexpr int kCorrection = -8;
+inline constexpr int kMaskGroups = 16;
+
+// Which groups have a lo plane.
+enum class LoPlane : uint8_t {
+  kAll,
+  kLarge,  // those whose squared scale is more than twice the row's mean: they make most of the error of 8 bits
+};
+inline constexpr double kLargeGroup = 2;
 
 // K rounded up to whole pairs of groups, as panels are; values past K are zero.
-inline int64_t ActivationGroups(int64_t k) { return (k + 63) / 64 * 2; }
-// A multiple of 64.
-inline int64_t ActivationRowBytes(int64_t k) { return (ActivationGroups(k) * (64 + 16) + 63) / 64 * 64; }
+constexpr int64_t ActivationGroups(int64_t k) { return (k + 63) / 64 * 2; }
+inline constexpr int kActivationPairBytes = 3 * 64;
+// Offset of value k within its row, in plane 0 (hi) or 1 (lo); of a group's meta.
+constexpr int64_t ActivationOffset(int64_t k, int plane) { return k / 64 * kActivationPairBytes + 64 * plane + k % 64; }
+constexpr int64_t ActivationMetaOffset(int64_t group) {
+  return group / 2 * kActivationPairBytes + 128 + group % 2 * static_cast<int64_t>(sizeof(ActivationMeta));
+}
+// An odd number of lines: then the same line of many rows does not fall into the same sets of a cache.
+constexpr int64_t ActivationRowBytes(int64_t k) { return (ActivationGroups(k) / 2 * 3 | 1) * 64; }
 
 }  // namespace thermocline

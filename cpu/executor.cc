@@ -26,7 +26,7 @@ constexpr int64_t kSerialRows = 2;
 constexpr int64_t kMinChunkBytes = 16 * 1024;
 constexpr int64_t kChunksPerMember = 8;
 // With many rows, this many panels share each pass over the activations.
-constexpr int64_t kMaxChunkPanels = 8;
+constexpr int64_t kFewRows = 8, kMaxChunkPanels = 8;
 
 int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -253,7 +253,8 @@ void CpuExecutor::Impl::RunTask(RowTask task, const Op* op, bool wanted, int64_t
       break;
     case RowTask::kQuantize: {
       const int64_t k = Matrix(op->projections[0].weight).k();
-      ops.quantize(Row(op->in, row), k, Quantized(row, k));
+      const bool prompt = !wanted && step->prompt[row];
+      ops.quantize(Row(op->in, row), k, prompt ? LoPlane::kLarge : LoPlane::kAll, Quantized(row, k));
       break;
     }
     case RowTask::kBias:
@@ -296,7 +297,7 @@ void CpuExecutor::Impl::RunLinear(Team::Member& member, const Stage& stage, cons
   }
   const int64_t for_bytes = std::max<int64_t>(1, kMinChunkBytes * n_panels / bytes / std::max<int64_t>(1, n_rows));
   int64_t grain = std::max(for_bytes, n_panels / (kChunksPerMember * team.size()));
-  if (n_rows > kLinearMaxM) grain = std::min(grain, kMaxChunkPanels);
+  if (n_rows > kFewRows) grain = std::min(grain, kMaxChunkPanels);
   if (n_rows == 0) n_panels = 0;
   member.For(
       n_panels, grain,

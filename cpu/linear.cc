@@ -6,39 +6,117 @@
 #include "cpu/jit/linear_jit.h"
 
 namespace thermocline {
+namespace {
+
+// From this many rows on, the loop over K blocks is outside the one over panels: what all rows have of a K block then
+// stays in L2. Fewer rows stay there whole, and weights are read in order.
+constexpr int64_t kRowsOutgrowL2 = 64;
+constexpr int kTilePanels = 2;
+
+}  // namespace
 
 struct LinearKernel::Code {
-  std::vector<std::unique_ptr<LinearJit>> jit;
-  const PackedFormat* format;
+  Code(Isa isa, const PackedFormat& format);
+  template <typename Fn>
+  Fn Keep(std::unique_ptr<JitCode> code) {
+    jit.push_back(std::move(code));
+    return jit.back()->Finish<Fn>();
+  }
+  void RunRows(LinearArgs args, int64_t m) const;
+  void RunTiles(const LinearArgs& args, int64_t m) const;
+  void RunKBlock(const LinearArgs& args, int64_t m, int64_t panel, int64_t first_block) const;
+  void RunTile(TileArgs args, int64_t m, int panels) const;
+
+  const PackedFormat& format;
+  std::string_view name = "reference";
+  std::vector<std::unique_ptr<JitCode>> jit;
+  std::vector<LinearFn> rows = {nullptr};  // by M; alone: the reference
+  LinearFn decode = nullptr;
+  std::vector<TileFn> tile[kTilePanels + 1];  // by panels and M; empty: this instruction set has none
 };
 
-LinearKernel::LinearKernel(Isa isa, const PackedFormat& format) : code_(std::make_unique<Code>()), max_m_(1) {
-  code_->format = &format;
-  name_ = "reference";
+LinearKernel::Code::Code(Isa isa, const PackedFormat& format) : format(format) {
   if (isa == Isa::kScalar) return;
-  max_m_ = isa == Isa::kAvx2 ? kLinearMaxMAvx2 : kLinearMaxM;
-  name_ = isa == Isa::kAvx2 ? "avx2" : "avx512_vnni";
-  for (int m = 1; m <= max_m_; ++m) {
-    const LinearSpec spec{&format, m};
-    code_->jit.push_back(isa == Isa::kAvx2 ? MakeLinearAvx2(spec) : MakeLinearAvx512(spec));
-    fn_[m] = code_->jit.back()->Finish();
+  const bool avx2 = isa == Isa::kAvx2;
+  name = avx2 ? "avx2" : "avx512_vnni";
+  for (int m = 1; m <= (avx2 ? kFewRowsAvx2 : kFewRowsAvx512); ++m)
+    rows.push_back(Keep<LinearFn>(avx2 ? MakeLinearAvx2({&format, m}) : MakeLinearAvx512({&format, m})));
+  if (avx2) return;
+  decode = Keep<LinearFn>(MakeDecodeAvx512(format));
+  for (int panels = 1; panels <= kTilePanels; ++panels) {
+    tile[panels] = {nullptr};
+    for (int m = 1; m <= kTileRowsAvx512; ++m)
+      tile[panels].push_back(Keep<TileFn>(MakeTileAvx512({&format, m, panels})));
   }
 }
 
+void LinearKernel::Code::RunRows(LinearArgs args, int64_t m) const {
+  const int64_t most = std::max<int64_t>(1, std::ssize(rows) - 1);
+  while (m > 0) {
+    const int64_t now = std::min(m, most);
+    if (rows.size() == 1)
+      LinearReference(format, args);
+    else
+      rows[now](&args);
+    args.x += now * args.x_stride_bytes;
+    args.y = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(args.y) + now * args.y_stride_bytes);
+    m -= now;
+  }
+}
+
+void LinearKernel::Code::RunTiles(const LinearArgs& args, int64_t m) const {
+  const int64_t step = kTileK / format.block_k();
+  if (m < kRowsOutgrowL2) {
+    for (int64_t panel = 0; panel < args.n_panels; panel += kTilePanels)
+      for (int64_t block = 0; block < args.n_blocks; block += step) RunKBlock(args, m, panel, block);
+  } else {
+    for (int64_t block = 0; block < args.n_blocks; block += step)
+      for (int64_t panel = 0; panel < args.n_panels; panel += kTilePanels) RunKBlock(args, m, panel, block);
+  }
+}
+
+void LinearKernel::Code::RunKBlock(const LinearArgs& args, int64_t m, int64_t panel, int64_t first_block) const {
+  alignas(64) uint8_t decoded[kTilePanels * kMaxDecodedPanelBytes];
+  const int panels = static_cast<int>(std::min<int64_t>(kTilePanels, args.n_panels - panel));
+  const int64_t n_blocks = std::min<int64_t>(kTileK / format.block_k(), args.n_blocks - first_block);
+  for (int p = 0; p < panels; ++p) {
+    LinearArgs part{};
+    part.panel = args.panel + ((panel + p) * args.n_blocks + first_block) * format.block_bytes();
+    part.y = reinterpret_cast<float*>(decoded + p * DecodedPanelBytes(format));
+    part.n_panels = 1;
+    part.n_blocks = n_blocks;
+    decode(&part);
+  }
+  const int64_t first_k = first_block * format.block_k();
+  RunTile({decoded, args.x + ActivationOffset(first_k, 0), args.x_stride_bytes, args.y + panel * kPanelRows,
+           args.y_stride_bytes, n_blocks * format.block_k() / (2 * kChunk), 0, args.accumulate || first_block > 0},
+          m, panels);
+}
+
+void LinearKernel::Code::RunTile(TileArgs args, int64_t m, int panels) const {
+  const auto& fn = tile[panels];
+  const int64_t most = std::ssize(fn) - 1;
+  args.n_tiles = m / most;
+  if (args.n_tiles > 0) fn[most](&args);
+  const int64_t done = args.n_tiles * most;
+  if (done == m) return;
+  args.x += done * args.x_stride_bytes;
+  args.y = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(args.y) + done * args.y_stride_bytes);
+  args.n_tiles = 1;
+  fn[m - done](&args);
+}
+
+LinearKernel::LinearKernel(Isa isa, const PackedFormat& format) : code_(std::make_unique<Code>(isa, format)) {}
 LinearKernel::~LinearKernel() = default;
 LinearKernel::LinearKernel(LinearKernel&&) noexcept = default;
 
-void LinearKernel::Run(LinearArgs args, int64_t m) const {
-  while (m > 0) {
-    const int64_t tile = std::min<int64_t>(m, max_m_);
-    if (fn_[tile])
-      fn_[tile](&args);
-    else
-      LinearReference(*code_->format, args);
-    args.x += tile * args.x_stride_bytes;
-    args.y = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(args.y) + tile * args.y_stride_bytes);
-    m -= tile;
-  }
+std::string_view LinearKernel::name() const { return code_->name; }
+
+void LinearKernel::Run(const LinearArgs& args, int64_t m) const {
+  if (m < std::ssize(code_->rows) || code_->tile[1].empty())
+    code_->RunRows(args, m);
+  else
+    code_->RunTiles(args, m);
 }
 
 }  // namespace thermocline

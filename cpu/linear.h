@@ -1,4 +1,4 @@
-// y (+)= W x for packed integer weights and two-plane activations: the product every layer spends its time in.
+// y (+)= W x for packed integer weights and activations in two s8 planes: the product every layer spends its time in.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,10 @@ namespace thermocline {
 
 // y[m, n] (+)= sum_k W[n, k] x[m, k] for m in [0, M), n in the rows of `n_panels` panels.
 //
-// All kernels compute, for each m and n, in float and in this order,
-//   for each group g of K:   sum (+)= (float(sum of code * q over g) * x.scale[g]) * w.scale[g]      one fma
-//                            sum (+)= w.min[g] * x.sum[g]                                           one fma
+// All kernels compute, for each m and n, in float and in this order, beginning with sum = 0 or, accumulating, y:
+//   for each group g of K:   dot = sum over g of (code - zero_point) * q            exact, in int32
+//                            sum = fma(float(dot) * x.scale[g], w.scale[g], sum)
+//                            sum = fma(w.min[g], x.sum[g], sum)                     types with a min
 // so that a row's result is the same bits for any M and for every instruction set.
 struct LinearArgs {
   const uint8_t* panel;  // first panel
@@ -27,33 +28,22 @@ struct LinearArgs {
   int64_t accumulate;  // 0: y = ..., 1: y += ...
 };
 
-struct LinearSpec {  // baked into the code
-  const PackedFormat* format;
-  int m;  // rows of x, 1 .. LinearMaxM(isa)
-};
-
-using LinearFn = void (*)(const LinearArgs*);
-
-inline constexpr int kLinearMaxM = 8;
-
-// The kernels of one format, M = 1 .. max_m; generated at construction, immutable afterwards.
+// The kernels of one format; generated at construction, immutable afterwards.
+//
+// Few rows go through code that unpacks weights into registers; it is bound by memory. More go in tiles over pairs of
+// panels that were unpacked, 512 k at a time, into a buffer that stays in L1: there the bound is vpdpbusd.
 class LinearKernel {
  public:
   LinearKernel(Isa isa, const PackedFormat& format);
   ~LinearKernel();
   LinearKernel(LinearKernel&&) noexcept;
 
-  int max_m() const { return max_m_; }
-  // Rows [0, m) for any m >= 1, in tiles of max_m.
-  void Run(LinearArgs args, int64_t m) const;
-  std::string_view name() const { return name_; }  // "avx512_vnni", "avx2", "reference"
+  void Run(const LinearArgs& args, int64_t m) const;  // M = m >= 1
+  std::string_view name() const;                      // "avx512_vnni", "avx2", "reference"
 
  private:
   struct Code;
   std::unique_ptr<Code> code_;
-  LinearFn fn_[kLinearMaxM + 1] = {};
-  int max_m_;
-  std::string_view name_;
 };
 
 // cpu/ref/linear.cc: the specification, for one row of x. Integer sums in int64, the rest in double.

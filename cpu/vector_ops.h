@@ -43,7 +43,7 @@ struct VectorOps {
   void (*add)(const float* x, int n, float* out);  // out += x
   // One row of k values to ActivationRowBytes(k) bytes, 64-byte aligned, padding zeroed. Rounds to nearest even. NaN
   // becomes 0, infinities 2^120. The same bits on every ISA.
-  void (*quantize)(const float* x, int64_t k, uint8_t* out);
+  void (*quantize)(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out);
   // Stores one token's key and value of one head into slot `slot` of its page (layout: AttentionSplit::pages), F16,
   // round to nearest even, clamped to the finite range (NaN stays NaN). The same bits on every ISA.
   void (*store_kv)(const float* key, const float* value, int head_dim, int slot, uint16_t* page);

@@ -77,6 +77,9 @@ struct Avx2 {
   }
 
   static I ToInt(F x) { return _mm256_cvtps_epi32(x); }
+  static I ZeroInt() { return _mm256_setzero_si256(); }
+  static I AddInt(I a, I b) { return _mm256_add_epi32(a, b); }
+  static I Times256(I x) { return _mm256_slli_epi32(x, 8); }
   static int ReduceAddInt(I x) {
     __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));

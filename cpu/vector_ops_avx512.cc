@@ -54,7 +54,10 @@ struct Avx512 {
   static float ReduceMax(F x) { return _mm512_reduce_max_ps(x); }
 
   static I ToInt(F x) { return _mm512_cvtps_epi32(x); }
+  static I ZeroInt() { return _mm512_setzero_si512(); }
+  static I AddInt(I a, I b) { return _mm512_add_epi32(a, b); }
   static int ReduceAddInt(I x) { return _mm512_reduce_add_epi32(x); }
+  static I Times256(I x) { return _mm512_slli_epi32(x, 8); }
   static void StorePlanes(uint8_t* hi, uint8_t* lo, I q) {
     const I high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(128)), 8);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(hi), _mm512_cvtepi32_epi8(high));

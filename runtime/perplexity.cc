@@ -42,14 +42,15 @@ double NegativeLogLikelihood(std::span<const float> logits, TokenId token) {
 }
 
 PerplexityResult MeasurePerplexity(Engine& engine, const Tokenizer& tokenizer, std::span<const TokenId> tokens,
-                                   int n_ctx, int64_t max_chunks,
+                                   const PerplexityOptions& options,
                                    const std::function<void(const PerplexityResult&, int64_t n_chunks)>& on_chunk) {
+  const int n_ctx = options.n_ctx;
   int64_t n_chunks = static_cast<int64_t>(tokens.size()) / n_ctx;
   if (n_chunks == 0) {
     throw Error("the text has {} tokens, too few for one chunk of {}: take a longer text or a smaller --ctx",
                 tokens.size(), n_ctx);
   }
-  if (max_chunks >= 0) n_chunks = std::min(n_chunks, max_chunks);
+  if (options.max_chunks >= 0) n_chunks = std::min(n_chunks, options.max_chunks);
 
   const int sequence = engine.NewSequence();
   const int first = n_ctx / 2;  // the first position whose prediction is scored
@@ -62,11 +63,12 @@ PerplexityResult MeasurePerplexity(Engine& engine, const Tokenizer& tokenizer, s
     for (int position = 0; position < n_ctx - 1;) {
       // The last token's own logits predict what lies beyond the chunk.
       const bool scored = position >= first;
-      const int end = scored ? std::min(n_ctx - 1, position + kScoredRows) : std::min(first, position + kMaxBatchRows);
+      const int rows = std::min(options.step_rows, scored ? kScoredRows : kMaxBatchRows);
+      const int end = std::min(scored ? n_ctx - 1 : first, position + rows);
       batch.clear();
       for (int i = position; i < end; i++) {
         const TokenId token = i == 0 && tokenizer.add_bos() ? tokenizer.bos() : text[i];
-        batch.push_back({token, sequence, i, RowKind::kPrompt, scored});
+        batch.push_back({token, sequence, i, options.kind, scored});
       }
       engine.Step(batch);
       if (scored) nll += Score(engine, text.subspan(position + 1, end - position));

@@ -17,9 +17,16 @@ struct PerplexityResult {
   int64_t tokens = 0;           // scored
 };
 
-// max_chunks < 0: all. Throws Error when the tokens fill no chunk.
+struct PerplexityOptions {
+  int n_ctx = 512;
+  int64_t max_chunks = -1;  // < 0: all
+  RowKind kind = RowKind::kPrompt;
+  int step_rows = kMaxBatchRows;  // at most
+};
+
+// Throws Error when the tokens fill no chunk.
 PerplexityResult MeasurePerplexity(Engine& engine, const Tokenizer& tokenizer, std::span<const TokenId> tokens,
-                                   int n_ctx, int64_t max_chunks,
+                                   const PerplexityOptions& options,
                                    const std::function<void(const PerplexityResult&, int64_t n_chunks)>& on_chunk);
 
 // -log softmax(logits)[token], in double.

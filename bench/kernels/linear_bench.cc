@@ -1,9 +1,11 @@
-// The packed product, one thread. M=1 over 512 MB of panels, so that every weight comes from memory: GB/s of weights,
-// bound by the read bandwidth of one core (`thermocline machine`). M=64 over panels that stay in L2: GOP/s, 2 per
-// weight and row however many planes; bound at half of 2 x 64 byte products per vpdpbusd issued.
+// The packed product, one thread. Few rows over 512 MB of panels, so that every weight comes from memory: GB/s of
+// weights, bound by the read bandwidth of one core (`thermocline machine`). 512 rows over panels that stay in L2:
+// GOP/s, 2 per weight and row however many planes; the bound is 128 per vpdpbusd that can be issued, over the planes:
+// of normal activations hardly a group is large.
 //
 //   ninja kernel_bench && bench/kernels/kernel_bench --benchmark_filter=Linear
 #include <benchmark/benchmark.h>
+#include <fmt/format.h>
 
 #include <random>
 #include <string>
@@ -20,24 +22,25 @@ constexpr int64_t kK = 2048;
 constexpr int64_t kPanelsInL2 = 16;
 constexpr int64_t kMemoryBytes = int64_t{512} << 20;
 
-std::vector<uint8_t> Activations(const VectorOps& ops, int64_t m) {
+std::vector<uint8_t> Activations(const VectorOps& ops, int64_t m, LoPlane lo_plane) {
   std::mt19937 engine(1);
   std::normal_distribution<float> normal;
   std::vector<uint8_t> rows(m * ActivationRowBytes(kK));
   std::vector<float> x(kK);
   for (int64_t row = 0; row < m; ++row) {
     for (float& value : x) value = normal(engine);
-    ops.quantize(x.data(), kK, rows.data() + row * ActivationRowBytes(kK));
+    ops.quantize(x.data(), kK, lo_plane, rows.data() + row * ActivationRowBytes(kK));
   }
   return rows;
 }
 
-void RunLinear(benchmark::State& state, Isa isa, const PackedFormat& format, int64_t m, int64_t n_panels) {
+void RunLinear(benchmark::State& state, Isa isa, const PackedFormat& format, int64_t m, LoPlane lo_plane,
+               int64_t n_panels) {
   const LinearKernel kernel(isa, format);
   // Zero codes and scales take as long as any others.
   PackedMatrix packed(format.source, n_panels * kPanelRows, kK);
   for (int64_t i = 0; i < packed.bytes(); i += 4096) const_cast<uint8_t*>(packed.panel(0))[i] = 1;
-  const std::vector<uint8_t> x = Activations(VectorOpsFor(isa), m);
+  const std::vector<uint8_t> x = Activations(VectorOpsFor(isa), m, lo_plane);
   std::vector<float> y(m * n_panels * kPanelRows);
   const LinearArgs args{packed.panel(0),
                         x.data(),
@@ -62,12 +65,14 @@ const bool kRegistered = [] {
       if (!CanRun(isa)) continue;
       const std::string suffix = std::string("/") + format.name + "/" + std::string(Name(isa));
       const int64_t in_memory = kMemoryBytes / PackedMatrix::BytesFor(format.source, kPanelRows, kK);
-      benchmark::RegisterBenchmark(("LinearDecode" + suffix).c_str(), [=, &format](benchmark::State& state) {
-        RunLinear(state, isa, format, 1, in_memory);
-      });
-      benchmark::RegisterBenchmark(("LinearPrompt" + suffix).c_str(), [=, &format](benchmark::State& state) {
-        RunLinear(state, isa, format, 64, kPanelsInL2);
-      });
+      for (const int m : {1, 4, 16})
+        benchmark::RegisterBenchmark(
+            fmt::format("LinearDecode{}/M{}", suffix, m).c_str(),
+            [=, &format](benchmark::State& state) { RunLinear(state, isa, format, m, LoPlane::kAll, in_memory); });
+      for (const LoPlane lo_plane : {LoPlane::kAll, LoPlane::kLarge})
+        benchmark::RegisterBenchmark(
+            fmt::format("LinearPrompt{}/{}", suffix, lo_plane == LoPlane::kAll ? "two_planes" : "large_groups").c_str(),
+            [=, &format](benchmark::State& state) { RunLinear(state, isa, format, 512, lo_plane, kPanelsInL2); });
     }
   return true;
 }();

@@ -7,9 +7,6 @@
 //   ymm10, 11   codes of one quad
 //   ymm12, 13   scratch
 //   ymm14, 15   scale and min
-#include <algorithm>
-#include <bit>
-
 #include "cpu/jit/linear_jit.h"
 
 namespace thermocline {
@@ -17,26 +14,23 @@ namespace {
 
 using Xbyak::Ymm;
 
-class LinearAvx2 final : public LinearJit {
+class LinearAvx2 final : public PanelJit {
  public:
-  explicit LinearAvx2(const LinearSpec& spec) : LinearJit(spec, 2) {}
+  explicit LinearAvx2(const LinearSpec& spec) : PanelJit(spec, 2) {}
 
  private:
-  static constexpr int kPlanes = 2;
   static constexpr int kPrefetchBytes = 2048;
 
   static Ymm Sum(int m) { return Ymm(m); }
   static Ymm Sum16(int plane, int m) { return Ymm(2 + 2 * plane + m); }
   static Ymm Sum32(int plane, int m) { return Ymm(6 + 2 * plane + m); }
   const Ymm codes_ = ymm10, high_codes_ = ymm11, temp_ = ymm12, temp2_ = ymm13, scale_ = ymm14, min_ = ymm15;
-  Xbyak::Label nibble_data_, high_data_, ones_data_, zero_point_data_;
+  Xbyak::Label nibble_data_, high_data_, ones_data_;
 
   // |code * s8| summed over a pair and this many quads stays within 16 bits: 15 * 128 * 2 * 8 = 30720 for 4 bits, 31744
   // for 5, 32256 for 6. 8-bit codes are taken as two nibbles.
   int QuadsPerFlush() const { return format().bits == 5 ? 4 : format().bits == 6 ? 2 : 8; }
   int HalfOffset(int bytes_per_row) const { return pass() * rows_per_pass() * bytes_per_row; }
-
-  void Constants() override {}
 
   void Data() override {
     align(32);
@@ -47,60 +41,62 @@ class LinearAvx2 final : public LinearJit {
     fill(nibble_data_, 0x0f0f0f0f);
     fill(high_data_, format().bits == 6 ? 0x30303030 : 0x10101010);
     fill(ones_data_, 0x00010001);
-    fill(zero_point_data_, std::bit_cast<uint32_t>(static_cast<float>(-format().zero_point)));
   }
 
-  void ZeroSums() override {
+  void BeginPanel() override {
+    Xbyak::Label done;
     for (int i = 0; i < m(); ++i) vxorps(Sum(i), Sum(i), Sum(i));
+    cmp(accumulate(), 0);
+    je(done);
+    ForEachOutputRow([&](int i) { vmovups(Sum(i), ptr[y_row(HalfOffset(sizeof(float)))]); });
+    L(done);
   }
 
-  void BeginBlock() override {}
+  void EndPanel() override {
+    ForEachOutputRow([&](int i) { vmovups(ptr[y_row(HalfOffset(sizeof(float)))], Sum(i)); });
+  }
 
   void LoadScales(int chunk, int group) {
     if (f16_scales()) {
       vcvtph2ps(scale_, ptr[scales(32 * chunk + HalfOffset(2))]);
-      if (format().has_min)
-        vcvtph2ps(min_, ptr[scales(64 + 32 * chunk + HalfOffset(2))]);
-      else
-        vmulps(min_, scale_, ptr[rip + zero_point_data_]);
+      if (format().has_min) vcvtph2ps(min_, ptr[scales(64 + 32 * chunk + HalfOffset(2))]);
       return;
     }
+    const int in_pair = chunk * groups_per_chunk() + group;
     if (format().scale == ScaleKind::kF16xS8)
-      vpmovsxbd(scale_, ptr[scales(kPanelRows * group + HalfOffset(1))]);
+      vpmovsxbd(scale_, ptr[scales(kPanelRows * in_pair + HalfOffset(1))]);
     else
-      vpmovzxbd(scale_, ptr[scales(kPanelRows * group + HalfOffset(1))]);
+      vpmovzxbd(scale_, ptr[scales(kPanelRows * in_pair + HalfOffset(1))]);
     vcvtdq2ps(scale_, scale_);
     vcvtph2ps(temp_, ptr[super_scales(HalfOffset(2))]);
     vmulps(scale_, scale_, temp_);
     if (format().has_min) {
-      vpmovzxbd(min_, ptr[scales(kPanelRows * (format().block_k() / format().group + group) + HalfOffset(1))]);
+      vpmovzxbd(min_, ptr[scales(kPanelRows * (format().block_k() / format().group + in_pair) + HalfOffset(1))]);
       vcvtdq2ps(min_, min_);
       vcvtph2ps(temp_, ptr[super_scales(32 + HalfOffset(2))]);
       vmulps(min_, min_, temp_);
       vxorps(temp_, temp_, temp_);
       vsubps(min_, temp_, min_);
-    } else {
-      vmulps(min_, scale_, ptr[rip + zero_point_data_]);
     }
   }
 
-  // Quad q of the chunk at `base` into codes_ (and high_codes_ for 8 bits, each then a nibble).
-  void LoadQuad(int base, int q) {
+  // Quad q of the chunk into codes_ (and high_codes_ for 8 bits, each then a nibble).
+  void LoadQuad(int chunk, int q) {
     const int half = HalfOffset(4);
     if (format().bits == 8) {
-      vmovdqa(codes_, ptr[codes(base + 64 * q + half)]);
+      vmovdqa(codes_, ptr[codes(chunk, 64 * q + half)]);
       vpsrlw(high_codes_, codes_, 4);
       vpand(codes_, codes_, ptr[rip + nibble_data_]);
       vpand(high_codes_, high_codes_, ptr[rip + nibble_data_]);
       return;
     }
-    vmovdqa(codes_, ptr[codes(base + 64 * (q % 4) + half)]);
+    vmovdqa(codes_, ptr[codes(chunk, 64 * (q % 4) + half)]);
     if (q >= 4) vpsrlw(codes_, codes_, 4);
     vpand(codes_, codes_, ptr[rip + nibble_data_]);
     if (format().bits == 4) return;
     const int line = format().bits == 5 ? 0 : q / 4;
     const int left = format().bits == 5 ? 4 - q : 4 - 2 * (q % 4);
-    vmovdqa(temp_, ptr[codes(base + 256 + 64 * line + half)]);
+    vmovdqa(temp_, ptr[codes(chunk, 256 + 64 * line + half)]);
     if (left > 0) vpsllw(temp_, temp_, left);
     if (left < 0) vpsrlw(temp_, temp_, -left);
     vpand(temp_, temp_, ptr[rip + high_data_]);
@@ -121,10 +117,10 @@ class LinearAvx2 final : public LinearJit {
     for (int j = 0; j < n_quads; ++j) {
       const int q = first_quad + j;
       const int in_flush = j % QuadsPerFlush();
-      LoadQuad(chunk * format().chunk_bytes(), q);
-      for (int plane = 0; plane < kPlanes; ++plane)
+      LoadQuad(chunk, q);
+      for (int plane = 0; plane < 2; ++plane)
         for (int i = 0; i < m(); ++i) {
-          vpbroadcastd(temp_, ptr[x(i, 64 * chunk + 32 * plane + 4 * q)]);
+          vpbroadcastd(temp_, ptr[x(i, QuadOffset(chunk, plane, q))]);
           MultiplyAdd(Sum16(plane, i), codes_, temp_, in_flush == 0);
           if (format().bits == 8) MultiplyAdd(Sum32(plane, i), high_codes_, temp_, in_flush == 0);
         }
@@ -133,7 +129,7 @@ class LinearAvx2 final : public LinearJit {
   }
 
   void Flush(bool first) {
-    for (int plane = 0; plane < kPlanes; ++plane)
+    for (int plane = 0; plane < 2; ++plane)
       for (int i = 0; i < m(); ++i) {
         const Ymm wide = Sum32(plane, i), narrow = Sum16(plane, i);
         if (format().bits == 8) {
@@ -152,8 +148,7 @@ class LinearAvx2 final : public LinearJit {
 
   void Chunk(int chunk) override {
     if (pass() == 0)
-      for (int line = 0; line < format().bits; ++line)
-        prefetcht0(ptr[codes(chunk * format().chunk_bytes() + 64 * line + kPrefetchBytes)]);
+      for (int line = 0; line < format().bits; ++line) prefetcht0(ptr[codes(chunk, 64 * line + kPrefetchBytes)]);
     const int quads = 8 / groups_per_chunk();
     for (int group = 0; group < groups_per_chunk(); ++group) {
       LoadScales(chunk, group);
@@ -163,40 +158,30 @@ class LinearAvx2 final : public LinearJit {
   }
 
   void AddToSums(int chunk, int group) {
-    const int meta_offset = chunk * static_cast<int>(sizeof(ActivationMeta));
-    const int sum_offset =
-        format().group == 32 ? offsetof(ActivationMeta, sum32) : offsetof(ActivationMeta, sum16) + 4 * group;
     for (int i = 0; i < m(); ++i) {
-      const Ymm high = Sum32(0, i), low = Sum32(1, i);
-      vpslld(high, high, 8);
-      vpaddd(low, low, high);
-      vcvtdq2ps(low, low);
-      vbroadcastss(temp_, ptr[meta(i, meta_offset + offsetof(ActivationMeta, scale))]);
-      vmulps(low, low, temp_);
-      vfmadd231ps(Sum(i), low, scale_);
-      vbroadcastss(temp_, ptr[meta(i, meta_offset + sum_offset)]);
-      vfmadd231ps(Sum(i), min_, temp_);
+      const Ymm dot = Sum32(0, i);
+      vpslld(dot, dot, 8);
+      vpaddd(dot, dot, Sum32(1, i));
+      if (!format().has_min) {
+        vpbroadcastd(temp_, ptr[x(i, MetaOffset(chunk) + CorrectionOffset(group))]);
+        if (CorrectionShift() > 0) vpslld(temp_, temp_, CorrectionShift());
+        if (CorrectionShift() < 0) vpsrad(temp_, temp_, -CorrectionShift());
+        vpaddd(dot, dot, temp_);
+      }
+      vcvtdq2ps(dot, dot);
+      vbroadcastss(temp_, ptr[x(i, MetaOffset(chunk) + offsetof(ActivationMeta, scale))]);
+      vmulps(dot, dot, temp_);
+      vfmadd231ps(Sum(i), dot, scale_);
+      if (format().has_min) {
+        vbroadcastss(temp_, ptr[x(i, MetaOffset(chunk) + SumOffset(group))]);
+        vfmadd231ps(Sum(i), min_, temp_);
+      }
     }
-  }
-
-  void StoreSums() override {
-    const int offset = HalfOffset(sizeof(float));
-    Xbyak::Label overwrite, done;
-    cmp(accumulate(), 0);
-    je(overwrite, T_NEAR);
-    ForEachOutputRow([&](int i) {
-      vaddps(Sum(i), Sum(i), ptr[y_row(offset)]);
-      vmovups(ptr[y_row(offset)], Sum(i));
-    });
-    jmp(done, T_NEAR);
-    L(overwrite);
-    ForEachOutputRow([&](int i) { vmovups(ptr[y_row(offset)], Sum(i)); });
-    L(done);
   }
 };
 
 }  // namespace
 
-std::unique_ptr<LinearJit> MakeLinearAvx2(const LinearSpec& spec) { return std::make_unique<LinearAvx2>(spec); }
+std::unique_ptr<JitCode> MakeLinearAvx2(const LinearSpec& spec) { return std::make_unique<LinearAvx2>(spec); }
 
 }  // namespace thermocline

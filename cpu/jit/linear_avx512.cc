@@ -1,19 +1,14 @@
-// 16 output rows per zmm, one int32 lane each; vpdpbusd takes 4 k of all 16 rows from one register and the same 4 k of
-// x broadcast from memory.
+// Packed panels with AVX-512 VNNI, for few rows, and their decoding. 16 output rows per zmm, one int32 lane each;
+// vpdpbusd takes 4 k of all 16 rows from one register and the same 4 k of x broadcast from memory.
 //
-//   zmm0..7     sums, one per row of x
-//   zmm8..15    the 8 quads of a chunk, unpacked once for all rows
-//   zmm16..23   int32 dots: high and low plane of up to 4 rows at a time; scratch while unpacking
-//   zmm24, 25   scale and min of the 16 output rows for the group at hand
-//   zmm26, 27   masks 0x0f and the high bits' place
-//   zmm28, 29   d and dmin of a super-block
-//   zmm30       -zero_point
+//   zmm0..3     sums, one per row of x
+//   zmm4..11    the 8 quads of a chunk, unpacked once for all rows
+//   zmm12..19   int32 dots: high and low plane of up to 4 rows; scratch while unpacking
+//   zmm20, 21   scale and min of the 16 output rows for the group at hand
+//   zmm22, 23   masks 0x0f and the high bits' place
+//   zmm24, 25   d and dmin of a super-block
 //
-// M=1 is bound by memory: a chunk of Q4_0 is 288 bytes and about 45 instructions. Large M is bound by vpdpbusd, 2
-// planes x 8 per chunk and row, against 6 instructions for the scales.
-#include <algorithm>
-#include <bit>
-
+// M=1 is bound by memory: a chunk of Q4_0 is 288 bytes and about 40 instructions.
 #include "cpu/jit/linear_jit.h"
 
 namespace thermocline {
@@ -21,28 +16,22 @@ namespace {
 
 using Xbyak::Zmm;
 
-class LinearAvx512 final : public LinearJit {
- public:
-  explicit LinearAvx512(const LinearSpec& spec) : LinearJit(spec, 1) {}
+// Codes and scales of a chunk in registers.
+class PanelAvx512 : public PanelJit {
+ protected:
+  explicit PanelAvx512(const LinearSpec& spec) : PanelJit(spec, 1) {}
 
- private:
   // Ahead of the reads by 2 KiB: 32 instead of 29 GB/s from DRAM on two Xeon cores.
   static constexpr int kPrefetchBytes = 2048;
-  static constexpr int kRowsAtOnce = 4;
 
-  static Zmm Sum(int m) { return Zmm(m); }
-  static Zmm Quad(int q) { return Zmm(8 + q); }
-  static Zmm High(int i) { return Zmm(16 + i); }
-  static Zmm Low(int i) { return Zmm(16 + kRowsAtOnce + i); }
-  static Zmm Temp(int i) { return Zmm(16 + i); }
-  const Zmm scale_ = zmm24, min_ = zmm25, nibble_mask_ = zmm26, high_mask_ = zmm27, d_ = zmm28, dmin_ = zmm29,
-            neg_zero_point_ = zmm30;
-  Xbyak::Label nibble_data_, high_data_, zero_point_data_;
+  static Zmm Quad(int q) { return Zmm(4 + q); }
+  static Zmm Temp(int i) { return Zmm(12 + i); }
+  const Zmm scale_ = zmm20, min_ = zmm21, nibble_mask_ = zmm22, high_mask_ = zmm23, d_ = zmm24, dmin_ = zmm25;
+  Xbyak::Label nibble_data_, high_data_;
 
   void Constants() override {
     vpbroadcastd(nibble_mask_, ptr[rip + nibble_data_]);
     vpbroadcastd(high_mask_, ptr[rip + high_data_]);
-    vpbroadcastd(neg_zero_point_, ptr[rip + zero_point_data_]);
   }
 
   void Data() override {
@@ -51,12 +40,6 @@ class LinearAvx512 final : public LinearJit {
     dd(0x0f0f0f0f);
     L(high_data_);
     dd(format().bits == 6 ? 0x30303030 : 0x10101010);
-    L(zero_point_data_);
-    dd(std::bit_cast<uint32_t>(static_cast<float>(-format().zero_point)));
-  }
-
-  void ZeroSums() override {
-    for (int i = 0; i < m(); ++i) vpxord(Sum(i), Sum(i), Sum(i));
   }
 
   void BeginBlock() override {
@@ -69,24 +52,23 @@ class LinearAvx512 final : public LinearJit {
   }
 
   void Unpack(int chunk) {
-    const int base = chunk * format().chunk_bytes();
-    for (int line = 0; line < format().bits; ++line) prefetcht0(ptr[codes(base + 64 * line + kPrefetchBytes)]);
+    for (int line = 0; line < format().bits; ++line) prefetcht0(ptr[codes(chunk, 64 * line + kPrefetchBytes)]);
     if (format().bits == 8) {
-      for (int q = 0; q < 8; ++q) vmovdqa64(Quad(q), ptr[codes(base + 64 * q)]);
+      for (int q = 0; q < 8; ++q) vmovdqa64(Quad(q), ptr[codes(chunk, 64 * q)]);
       return;
     }
     for (int i = 0; i < 4; ++i) {
-      vmovdqa64(Quad(i), ptr[codes(base + 64 * i)]);
+      vmovdqa64(Quad(i), ptr[codes(chunk, 64 * i)]);
       vpsrlw(Quad(i + 4), Quad(i), 4);
       vpandd(Quad(i), Quad(i), nibble_mask_);
       vpandd(Quad(i + 4), Quad(i + 4), nibble_mask_);
     }
     if (format().bits == 5) {
-      vmovdqa64(Temp(0), ptr[codes(base + 256)]);
+      vmovdqa64(Temp(0), ptr[codes(chunk, 256)]);
       for (int q = 0; q < 8; ++q) OrHighBits(q, Temp(0), 4 - q);
     } else if (format().bits == 6) {
       for (int i = 0; i < 2; ++i) {
-        vmovdqa64(Temp(i), ptr[codes(base + 256 + 64 * i)]);
+        vmovdqa64(Temp(i), ptr[codes(chunk, 256 + 64 * i)]);
         for (int j = 0; j < 4; ++j) OrHighBits(4 * i + j, Temp(i), 4 - 2 * j);
       }
     }
@@ -106,77 +88,108 @@ class LinearAvx512 final : public LinearJit {
   void LoadScales(int chunk, int group) {
     if (f16_scales()) {
       vcvtph2ps(scale_, ptr[scales(32 * chunk)]);
-      if (format().has_min)
-        vcvtph2ps(min_, ptr[scales(64 + 32 * chunk)]);
-      else
-        vmulps(min_, scale_, neg_zero_point_);
+      if (format().has_min) vcvtph2ps(min_, ptr[scales(64 + 32 * chunk)]);
       return;
     }
+    const int in_pair = chunk * groups_per_chunk() + group;
     if (format().scale == ScaleKind::kF16xS8)
-      vpmovsxbd(scale_, ptr[scales(kPanelRows * group)]);
+      vpmovsxbd(scale_, ptr[scales(kPanelRows * in_pair)]);
     else
-      vpmovzxbd(scale_, ptr[scales(kPanelRows * group)]);
+      vpmovzxbd(scale_, ptr[scales(kPanelRows * in_pair)]);
     vcvtdq2ps(scale_, scale_);
     vmulps(scale_, scale_, d_);
     if (format().has_min) {
-      vpmovzxbd(min_, ptr[scales(kPanelRows * (format().block_k() / format().group + group))]);
+      vpmovzxbd(min_, ptr[scales(kPanelRows * (format().block_k() / format().group + in_pair))]);
       vcvtdq2ps(min_, min_);
       vmulps(min_, min_, dmin_);
-    } else {
-      vmulps(min_, scale_, neg_zero_point_);
     }
+  }
+};
+
+class LinearAvx512 final : public PanelAvx512 {
+ public:
+  explicit LinearAvx512(const LinearSpec& spec) : PanelAvx512(spec) {}
+
+ private:
+  static Zmm Sum(int m) { return Zmm(m); }
+  static Zmm High(int i) { return Zmm(12 + i); }
+  static Zmm Low(int i) { return Zmm(16 + i); }
+
+  void BeginPanel() override {
+    Xbyak::Label done;
+    for (int i = 0; i < m(); ++i) vpxord(Sum(i), Sum(i), Sum(i));
+    cmp(accumulate(), 0);
+    je(done);
+    ForEachOutputRow([&](int i) { vmovups(Sum(i), ptr[y_row(0)]); });
+    L(done);
+  }
+
+  void EndPanel() override {
+    ForEachOutputRow([&](int i) { vmovups(ptr[y_row(0)], Sum(i)); });
   }
 
   void Chunk(int chunk) override {
     Unpack(chunk);
-    const int quads = 8 / groups_per_chunk();
     for (int group = 0; group < groups_per_chunk(); ++group) {
       LoadScales(chunk, group);
-      for (int first = 0; first < m(); first += kRowsAtOnce)
-        Rows(chunk, group, quads, first, std::min(kRowsAtOnce, m() - first));
+      Dots(chunk, group);
+      for (int i = 0; i < m(); ++i) AddToSum(i, MetaOffset(chunk), group);
     }
   }
 
-  void Rows(int chunk, int group, int quads, int first, int count) {
-    for (int i = 0; i < count; ++i) {
-      vpxord(High(i), High(i), High(i));
-      vpxord(Low(i), Low(i), Low(i));
-    }
-    for (int q = group * quads; q < (group + 1) * quads; ++q)
-      for (int i = 0; i < count; ++i) {
-        vpdpbusd(High(i), Quad(q), ptr_b[x(first + i, 64 * chunk + 4 * q)]);
-        vpdpbusd(Low(i), Quad(q), ptr_b[x(first + i, 64 * chunk + 32 + 4 * q)]);
+  // Low(i) = the group's exact dot with row i.
+  void Dots(int chunk, int group) {
+    for (int i = 0; i < m(); ++i) {
+      if (format().has_min) {
+        vpxord(Low(i), Low(i), Low(i));
+      } else {
+        vpbroadcastd(Low(i), ptr[x(i, MetaOffset(chunk) + CorrectionOffset(group))]);
+        if (CorrectionShift() > 0) vpslld(Low(i), Low(i), CorrectionShift());
+        if (CorrectionShift() < 0) vpsrad(Low(i), Low(i), -CorrectionShift());
       }
-    const int meta_offset = chunk * static_cast<int>(sizeof(ActivationMeta));
-    const int sum_offset =
-        format().group == 32 ? offsetof(ActivationMeta, sum32) : offsetof(ActivationMeta, sum16) + 4 * group;
-    for (int i = 0; i < count; ++i) {
+      vpxord(High(i), High(i), High(i));
+    }
+    const int quads = 8 / groups_per_chunk();
+    for (int q = group * quads; q < (group + 1) * quads; ++q)
+      for (int i = 0; i < m(); ++i) {
+        vpdpbusd(High(i), Quad(q), ptr_b[x(i, QuadOffset(chunk, 0, q))]);
+        vpdpbusd(Low(i), Quad(q), ptr_b[x(i, QuadOffset(chunk, 1, q))]);
+      }
+    for (int i = 0; i < m(); ++i) {
       vpslld(High(i), High(i), 8);
       vpaddd(Low(i), Low(i), High(i));
-      vcvtdq2ps(Low(i), Low(i));
-      vmulps(Low(i), Low(i), ptr_b[meta(first + i, meta_offset + offsetof(ActivationMeta, scale))]);
-      vfmadd231ps(Sum(first + i), Low(i), scale_);
-      vfmadd231ps(Sum(first + i), min_, ptr_b[meta(first + i, meta_offset + sum_offset)]);
     }
   }
 
-  void StoreSums() override {
-    Xbyak::Label overwrite, done;
-    cmp(accumulate(), 0);
-    je(overwrite, T_NEAR);
-    ForEachOutputRow([&](int i) {
-      vaddps(Sum(i), Sum(i), ptr[y_row(0)]);
-      vmovups(ptr[y_row(0)], Sum(i));
-    });
-    jmp(done, T_NEAR);
-    L(overwrite);
-    ForEachOutputRow([&](int i) { vmovups(ptr[y_row(0)], Sum(i)); });
-    L(done);
+  void AddToSum(int i, int meta_offset, int group) {
+    vcvtdq2ps(Low(i), Low(i));
+    vmulps(Low(i), Low(i), ptr_b[x(i, meta_offset + offsetof(ActivationMeta, scale))]);
+    vfmadd231ps(Sum(i), Low(i), scale_);
+    if (format().has_min) vfmadd231ps(Sum(i), min_, ptr_b[x(i, meta_offset + SumOffset(group))]);
   }
+};
+
+class DecodeAvx512 final : public PanelAvx512 {
+ public:
+  explicit DecodeAvx512(const PackedFormat& format) : PanelAvx512({&format, 0}) {}
+
+ private:
+  void Chunk(int chunk) override {
+    const int base = chunk * DecodedChunkBytes(format());
+    Unpack(chunk);
+    for (int q = 0; q < 8; ++q) vmovdqa64(ptr[y() + (base + 64 * q)], Quad(q));
+    for (int group = 0; group < groups_per_chunk(); ++group) {
+      LoadScales(chunk, group);
+      vmovaps(ptr[y() + (base + 512 + 64 * group)], scale_);
+      if (format().has_min) vmovaps(ptr[y() + (base + 512 + 64 * (groups_per_chunk() + group))], min_);
+    }
+  }
+  void EndPair() override { add(y(), 2 * DecodedChunkBytes(format())); }
 };
 
 }  // namespace
 
-std::unique_ptr<LinearJit> MakeLinearAvx512(const LinearSpec& spec) { return std::make_unique<LinearAvx512>(spec); }
+std::unique_ptr<JitCode> MakeLinearAvx512(const LinearSpec& spec) { return std::make_unique<LinearAvx512>(spec); }
+std::unique_ptr<JitCode> MakeDecodeAvx512(const PackedFormat& format) { return std::make_unique<DecodeAvx512>(format); }
 
 }  // namespace thermocline

@@ -1,49 +1,30 @@
 #include "cpu/jit/linear_jit.h"
 
-#include "models/error.h"
+#include "models/check.h"
 
 namespace thermocline {
 
 using Xbyak::Reg64;
 using Xbyak::RegExp;
 
-LinearJit::LinearJit(const LinearSpec& spec, int passes)
-    : CodeGenerator(kMaxCodeBytes, Xbyak::DontSetProtectRWE), spec_(spec), passes_(passes) {}
-
-LinearFn LinearJit::Finish() {
-  Generate();
-  setProtectModeRE();
-  return getCode<LinearFn>();
+Reg64 JitCode::RowReg(int m) {
+  CHECK(m >= 0 && m < kMaxRows);
+  const Reg64 rows[kMaxRows] = {Xbyak::util::rdx, Xbyak::util::rcx, Xbyak::util::r8,
+                                Xbyak::util::r9,  Xbyak::util::r10, Xbyak::util::r11};
+  return rows[m];
 }
 
-RegExp LinearJit::RowOf(const Reg64& base, int m) const {
-  switch (m) {
-    case 0: return RegExp(base);
-    case 1: return base + stride_;
-    case 2: return base + stride_ * 2;
-    case 3: return base + stride3_;
-    case 4: return base + stride_ * 4;
-    case 5: return base + stride5_;
-    case 6: return base + stride3_ * 2;
-    default: return base + stride7_;
-  }
-}
-
-RegExp LinearJit::scales(int offset) const {
+RegExp PanelJit::scales(int offset) const {
   if (f16_scales()) return w_ + (format().block_bytes() - format().scale_bytes() + offset);
   return scales_ + offset;
 }
 
-void LinearJit::Generate() {
+void PanelJit::Generate() {
   const Reg64 saved[] = {rbx, rbp, r12, r13, r14, r15};
   for (const Reg64& reg : saved) push(reg);
   mov(panel_, ptr[args_ + offsetof(LinearArgs, panel)]);
   mov(y_, ptr[args_ + offsetof(LinearArgs, y)]);
   mov(n_panels_, ptr[args_ + offsetof(LinearArgs, n_panels)]);
-  mov(stride_, ptr[args_ + offsetof(LinearArgs, x_stride_bytes)]);
-  lea(stride3_, ptr[stride_ + stride_ * 2]);
-  lea(stride5_, ptr[stride_ + stride_ * 4]);
-  lea(stride7_, ptr[stride3_ + stride_ * 4]);
   Constants();
 
   Xbyak::Label next_panel;
@@ -60,48 +41,46 @@ void LinearJit::Generate() {
   Data();
 }
 
-void LinearJit::Panel() {
+void PanelJit::Panel() {
   mov(w_, panel_);
-  mov(x_, ptr[args_ + offsetof(LinearArgs, x)]);
+  for (int i = 0; i < m(); ++i) {
+    mov(RowReg(i), i == 0 ? ptr[args_ + offsetof(LinearArgs, x)] : ptr[args_ + offsetof(LinearArgs, x_stride_bytes)]);
+    if (i > 0) add(RowReg(i), RowReg(i - 1));
+  }
   mov(n_blocks_, ptr[args_ + offsetof(LinearArgs, n_blocks)]);
-  // Metas stand behind the lines of 64 bytes per group.
-  imul(meta_, n_blocks_, format().block_k() / kActivationGroup * 64);
-  add(meta_, x_);
-  ZeroSums();
+  BeginPanel();
   Xbyak::Label next_block;
   L(next_block);
-  if (f16_scales())
-    BlockOfF16Scales();
-  else
+  if (f16_scales()) {
+    Pair();
+    add(w_, format().block_bytes());
+  } else {
     BlockOfSuperScales();
+  }
   dec(n_blocks_);
   jnz(next_block, T_NEAR);
-  StoreSums();
+  EndPanel();
 }
 
-void LinearJit::BlockOfF16Scales() {
-  constexpr int kChunks = 2;
-  for (int c = 0; c < kChunks; ++c) Chunk(c);
-  add(w_, format().block_bytes());
-  add(x_, kChunks * 64);
-  add(meta_, kChunks * static_cast<int>(sizeof(ActivationMeta)));
+void PanelJit::Pair() {
+  for (int chunk = 0; chunk < 2; ++chunk) Chunk(chunk);
+  for (int i = 0; i < m(); ++i) add(RowReg(i), kActivationPairBytes);
+  EndPair();
 }
 
-// Eight chunks in a loop: unrolled they would not fit the micro-op cache.
-void LinearJit::BlockOfSuperScales() {
+// The pairs in a loop: unrolled they would not fit the micro-op cache.
+void PanelJit::BlockOfSuperScales() {
   lea(scales_, ptr[w_ + (format().block_bytes() - format().scale_bytes())]);
   lea(super_, ptr[scales_ + (format().scale_bytes() - 64)]);
   BeginBlock();
-  mov(n_chunks_, format().block_k() / kChunk);
-  Xbyak::Label next_chunk;
-  L(next_chunk);
-  Chunk(0);
-  add(w_, format().chunk_bytes());
-  add(scales_, kPanelRows * groups_per_chunk());
-  add(x_, 64);
-  add(meta_, static_cast<int>(sizeof(ActivationMeta)));
-  dec(n_chunks_);
-  jnz(next_chunk, T_NEAR);
+  mov(n_pairs_, format().block_k() / (2 * kChunk));
+  Xbyak::Label next_pair;
+  L(next_pair);
+  Pair();
+  add(w_, 2 * format().chunk_bytes());
+  add(scales_, 2 * kPanelRows * groups_per_chunk());
+  dec(n_pairs_);
+  jnz(next_pair, T_NEAR);
   add(w_, format().scale_bytes());
 }
 

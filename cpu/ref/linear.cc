@@ -8,26 +8,20 @@ namespace {
 
 // q[k] of one activation row.
 int ActivationCode(const uint8_t* row, int64_t k) {
-  const int8_t* line = reinterpret_cast<const int8_t*>(row) + k / kActivationGroup * 64;
-  return 256 * line[k % kActivationGroup] + line[kActivationGroup + k % kActivationGroup];
-}
-
-const ActivationMeta& Meta(const uint8_t* row, int64_t n_groups, int64_t group) {
-  return reinterpret_cast<const ActivationMeta*>(row + 64 * n_groups)[group];
+  return 256 * static_cast<int8_t>(row[ActivationOffset(k, 0)]) + static_cast<int8_t>(row[ActivationOffset(k, 1)]);
 }
 
 double Dot(const PackedFormat& format, const uint8_t* panel, int64_t n_blocks, int r, const uint8_t* x) {
-  const int64_t n_groups = n_blocks * format.block_k() / kActivationGroup;
   double sum = 0;
   for (int64_t b = 0; b < n_blocks; ++b)
     for (int g = 0; g < format.block_k() / format.group; ++g) {
       const PackedGroup w = ReadGroup(format, panel + b * format.block_bytes(), r, g);
       const int64_t k0 = b * format.block_k() + g * format.group;
       int64_t dot = 0;
-      for (int j = 0; j < format.group; ++j) dot += int64_t{w.code[j]} * ActivationCode(x, k0 + j);
-      const ActivationMeta& meta = Meta(x, n_groups, k0 / kActivationGroup);
-      const double x_sum = format.group == 32 ? meta.sum32 : meta.sum16[g % 2];
-      sum += static_cast<double>(dot) * meta.scale * w.scale + w.min * x_sum;
+      for (int j = 0; j < format.group; ++j) dot += int64_t{w.code[j] - format.zero_point} * ActivationCode(x, k0 + j);
+      const auto& meta = *reinterpret_cast<const ActivationMeta*>(x + ActivationMetaOffset(k0 / kActivationGroup));
+      sum += static_cast<double>(dot) * meta.scale * w.scale;
+      if (format.has_min) sum += double{w.min} * (format.group == 32 ? meta.sum32 : meta.sum16[g % 2]);
     }
   return sum;
 }

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <utility>
+#include <vector>
 
 #include "cpu/vector_ops_tables.h"
 #include "models/dtype.h"
@@ -61,29 +62,42 @@ constexpr float kSmallest = 0x1p-100f;
 float Sanitize(float x) { return std::isnan(x) ? 0 : std::clamp(x, -kLargest, kLargest); }
 
 // These lines are the definition to the last bit: vector code repeats every rounding.
-void Quantize(const float* x, int64_t k, uint8_t* out) {
+void Quantize(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out) {
   const int64_t n_groups = ActivationGroups(k);
+  const auto value = [&](int64_t i) { return i < k ? Sanitize(x[i]) : 0; };
   std::memset(out, 0, ActivationRowBytes(k));
-  uint8_t* meta_out = out + n_groups * 2 * kActivationGroup;
-  for (int64_t group = 0; group < n_groups; ++group) {
-    const int64_t begin = group * kActivationGroup;
-    const int n = static_cast<int>(std::clamp<int64_t>(k - begin, 0, kActivationGroup));
-    float largest = 0;
-    for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(Sanitize(x[begin + i])));
-    const bool zero = largest < kSmallest;
-    const float scale = zero ? 0 : largest / kActivationMax, inverse = zero ? 0 : kActivationMax / largest;
+  std::vector<float> largest(n_groups);
+  double squares = 0;
+  for (int64_t g = 0; g < n_groups; ++g) {
+    for (int64_t i = g * kActivationGroup; i < (g + 1) * kActivationGroup; ++i)
+      largest[g] = std::max(largest[g], std::fabs(value(i)));
+    squares += double{largest[g]} * largest[g];
+  }
+  const double limit = lo_plane == LoPlane::kAll ? -1 : kLargeGroup * squares / static_cast<double>(n_groups);
+  for (int64_t g = 0; g < n_groups; ++g) {
+    const bool zero = largest[g]<kSmallest, lo = double{largest[g]} * largest[g]> limit;
+    const float scale = zero ? 0 : largest[g] / kActivationMax;
+    const float inverse = zero ? 0 : (lo ? kActivationMax : kActivationMax / 256) / largest[g];
     int sums[2] = {0, 0};
-    for (int i = 0; i < n; ++i) {
-      const int q = static_cast<int>(std::nearbyint(Sanitize(x[begin + i]) * inverse));
+    for (int i = 0; i < kActivationGroup; ++i) {
+      const int64_t at = g * kActivationGroup + i;
+      const int rounded = static_cast<int>(std::nearbyint(value(at) * inverse)), q = lo ? rounded : 256 * rounded;
       const int hi = (q + 128) >> 8;
-      out[group * 64 + i] = static_cast<uint8_t>(hi);
-      out[group * 64 + kActivationGroup + i] = static_cast<uint8_t>(q - 256 * hi);
+      out[ActivationOffset(at, 0)] = static_cast<uint8_t>(hi);
+      out[ActivationOffset(at, 1)] = static_cast<uint8_t>(q - 256 * hi);
       sums[i / 16] += q;
     }
-    const ActivationMeta meta{scale,
-                              {scale * static_cast<float>(sums[0]), scale * static_cast<float>(sums[1])},
-                              scale * static_cast<float>(sums[0] + sums[1])};
-    std::memcpy(meta_out + group * sizeof meta, &meta, sizeof meta);
+    const auto meta = [&](int64_t group) {
+      return reinterpret_cast<ActivationMeta*>(out + ActivationMetaOffset(group));
+    };
+    const uint32_t mask = meta(g)->lo_groups;
+    *meta(g) = {scale,
+                scale * static_cast<float>(sums[0] + sums[1]),
+                {scale * static_cast<float>(sums[0]), scale * static_cast<float>(sums[1])},
+                kCorrection * (sums[0] + sums[1]),
+                {kCorrection * sums[0], kCorrection * sums[1]},
+                mask};
+    meta(g / kMaskGroups * kMaskGroups)->lo_groups |= uint32_t{lo} << g % kMaskGroups;
   }
 }
 

@@ -17,7 +17,7 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   CommandLine line(command);
   std::optional<std::string> path;
   int n_ctx = 512, n_threads = 0, chunks = -1;
-  bool json = false;
+  bool json = false, decode = false;
   line.AddModel();
   line.AddText("-f,--file,--text", "FILE", &path, "The text to score; - is standard input");
   line.AddInt("-c,--ctx-size,--ctx", &n_ctx, 4, kMaxContext, "Tokens per chunk; the second half is scored (512)");
@@ -25,6 +25,7 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   line.AddInt("-t,--threads", &n_threads, 1, kMaxThreads, "Threads (one per physical core)");
   TraceFile trace;
   trace.AddFlag(line);
+  line.AddFlag("--decode", &decode, "Score tokens as they are generated, one a step, not as a prompt");
   line.AddFlag("--json", &json, "Print the result as JSON, with the running value after each chunk");
   if (!line.Parse(std::move(args))) return kGood;
   if (!path) throw UsageError("--text is missing");
@@ -39,8 +40,10 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   const auto engine = LoadEngine(file, model, n_ctx, n_threads, trace.tracer());
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);
 
+  PerplexityOptions options{.n_ctx = n_ctx, .max_chunks = chunks};
+  if (decode) options.kind = RowKind::kGenerated, options.step_rows = 1;
   const auto result =
-      MeasurePerplexity(*engine, *tokenizer, tokens, n_ctx, chunks, [](const PerplexityResult& now, int64_t n_chunks) {
+      MeasurePerplexity(*engine, *tokenizer, tokens, options, [](const PerplexityResult& now, int64_t n_chunks) {
         Note("[{}/{}] {:.4f}", now.running.size(), n_chunks, now.running.back());
       });
   trace.Write();

@@ -160,78 +160,106 @@ TEST_CASE("add equals the reference bit for bit") {
   });
 }
 
-std::vector<uint8_t> Quantized(const VectorOps& ops, const std::vector<float>& x, Flush flush) {
+std::vector<uint8_t> Quantized(const VectorOps& ops, const std::vector<float>& x, LoPlane lo_plane, Flush flush) {
   const GuardedBuffer<float> in(x, 4, flush);
   GuardedBuffer<uint8_t> out(ActivationRowBytes(static_cast<int64_t>(x.size())), 64, flush);
-  ops.quantize(in.data(), static_cast<int64_t>(x.size()), out.data());
+  ops.quantize(in.data(), static_cast<int64_t>(x.size()), lo_plane, out.data());
   return out.ToVector();
 }
 
-float Dequantized(const std::vector<uint8_t>& row, int64_t k, int64_t i) {
-  const int64_t group = i / 32;
-  const uint8_t* line = row.data() + group * 64;
+ActivationMeta MetaOf(const std::vector<uint8_t>& row, int64_t group) {
   ActivationMeta meta;
-  std::memcpy(&meta, row.data() + ActivationGroups(k) * 64 + group * sizeof meta, sizeof meta);
-  return meta.scale *
-         static_cast<float>(256 * static_cast<int8_t>(line[i % 32]) + static_cast<int8_t>(line[32 + i % 32]));
+  std::memcpy(&meta, row.data() + ActivationMetaOffset(group), sizeof meta);
+  return meta;
 }
 
-TEST_CASE("quantize keeps 15 bits, with its sums") {
-  const std::vector<float> x = Random(5).Normals(100, 4);
-  const std::vector<uint8_t> row = Quantized(Reference(), x, Flush::kEnd);
-  for (int group = 0; group < 4; ++group) {
-    float largest = 0;
-    double sum = 0;
-    for (int i = group * 32; i < std::min(100, group * 32 + 32); ++i) largest = std::max(largest, std::fabs(x[i]));
-    for (int i = group * 32; i < std::min(100, group * 32 + 32); ++i) {
-      const float value = Dequantized(row, 100, i);
-      CHECK(std::fabs(value - x[i]) <= largest / kActivationMax * 0.501f);
-      sum += value;
+bool HasLo(const std::vector<uint8_t>& row, int64_t group) {
+  return MetaOf(row, group / kMaskGroups * kMaskGroups).lo_groups >> group % kMaskGroups & 1;
+}
+
+int Code(const std::vector<uint8_t>& row, int64_t i) {
+  return 256 * static_cast<int8_t>(row[ActivationOffset(i, 0)]) + static_cast<int8_t>(row[ActivationOffset(i, 1)]);
+}
+
+float Dequantized(const std::vector<uint8_t>& row, int64_t i) {
+  return MetaOf(row, i / 32).scale * static_cast<float>(Code(row, i));
+}
+
+TEST_CASE("quantize keeps 15 bits, or 8 where they bear it, with their sums") {
+  std::vector<float> x = Random(5).Normals(1000, 4);
+  for (int64_t i = 640; i < 672; ++i) x[i] *= 10;
+  for (const LoPlane lo_plane : {LoPlane::kAll, LoPlane::kLarge}) {
+    const std::vector<uint8_t> row = Quantized(Reference(), x, lo_plane, Flush::kEnd);
+    int without_lo = 0;
+    for (int group = 0; group < 32; ++group) {
+      float largest = 0;
+      double sum = 0;
+      int code_sums[2] = {0, 0};
+      const int end = std::min(1000, group * 32 + 32);
+      for (int i = group * 32; i < end; ++i) largest = std::max(largest, std::fabs(x[i]));
+      const bool lo = HasLo(row, group);
+      without_lo += !lo;
+      for (int i = group * 32; i < end; ++i) {
+        const float value = Dequantized(row, i);
+        CHECK(std::fabs(value - x[i]) <= largest / (lo ? kActivationMax : 127) * 0.501f);
+        sum += value;
+        code_sums[i / 16 % 2] += Code(row, i);
+        if (!lo) CHECK(Code(row, i) % 256 == 0);
+      }
+      const ActivationMeta meta = MetaOf(row, group);
+      CHECK(meta.sum32 == doctest::Approx(sum).epsilon(1e-5));
+      CHECK(meta.sum16[0] + meta.sum16[1] == doctest::Approx(sum).epsilon(1e-5));
+      CHECK(meta.correction16[0] == -8 * code_sums[0]);
+      CHECK(meta.correction16[1] == -8 * code_sums[1]);
+      CHECK(meta.correction32 == -8 * (code_sums[0] + code_sums[1]));
     }
-    ActivationMeta meta;
-    std::memcpy(&meta, row.data() + ActivationGroups(100) * 64 + group * sizeof meta, sizeof meta);
-    CHECK(meta.sum32 == doctest::Approx(sum).epsilon(1e-5));
-    CHECK(meta.sum16[0] + meta.sum16[1] == doctest::Approx(sum).epsilon(1e-5));
+    CHECK(HasLo(row, 20));
+    CHECK(without_lo == (lo_plane == LoPlane::kAll ? 0 : 31));
+    for (int64_t i = 1000; i < 1024; ++i) CHECK(Dequantized(row, i) == 0);
   }
-  for (int64_t i = 100; i < 128; ++i) CHECK(Dequantized(row, 100, i) == 0);
 }
 
 TEST_CASE("quantize is the same bits on every ISA") {
   ForEach({1, 7, 16, 17, 31, 32, 33, 63, 64, 65, 96, 576, 640}, [](const VectorOps& ops, int n, Flush flush) {
+    const auto check = [&](const std::vector<float>& x) {
+      for (const LoPlane lo_plane : {LoPlane::kAll, LoPlane::kLarge})
+        CheckSame<uint8_t>(Quantized(ops, x, lo_plane, flush), Quantized(Reference(), x, lo_plane, flush));
+    };
     Random random(n);
     for (float deviation : {1.f, 1e-6f, 1e-33f, 1e-42f, 1e20f, 1e38f}) {
       std::vector<float> x = random.Normals(n, deviation);
       CAPTURE(deviation);
-      CheckSame<uint8_t>(Quantized(ops, x, flush), Quantized(Reference(), x, flush));
+      check(x);
       for (int i = 0; i < n; i += 3) x[i] = 0;
-      CheckSame<uint8_t>(Quantized(ops, x, flush), Quantized(Reference(), x, flush));
+      for (int i = 0; i < n; i += 50) x[i] *= 20;
+      check(x);
     }
     // Halves between two integers, and the largest magnitudes on both sides.
-    std::vector<float> ties(n);
-    for (int i = 0; i < n; ++i) ties[i] = static_cast<float>(random.Int(-2 * kActivationMax, 2 * kActivationMax)) / 2;
-    for (int i = 0; i < n; i += 32) ties[i] = static_cast<float>(i % 64 == 0 ? kActivationMax : -kActivationMax);
-    CheckSame<uint8_t>(Quantized(ops, ties, flush), Quantized(Reference(), ties, flush));
+    for (const int most : {kActivationMax, 127}) {
+      std::vector<float> ties(n);
+      for (int i = 0; i < n; ++i) ties[i] = static_cast<float>(random.Int(-2 * most, 2 * most)) / 2;
+      for (int i = 0; i < n; i += 32) ties[i] = static_cast<float>(i % 64 == 0 ? most : -most);
+      check(ties);
+    }
     std::vector<float> bad = random.Normals(n);
     const float special[] = {kNan, kInf, -kInf, -kNan, 3e38f, 0.f, -0.f, 1e-45f};
     for (int i = 0; i < n; ++i)
       if (random.Int(0, 3) == 0) bad[i] = special[random.Int(0, 7)];
-    CheckSame<uint8_t>(Quantized(ops, bad, flush), Quantized(Reference(), bad, flush));
+    check(bad);
   });
 }
 
 TEST_CASE("quantize: NaN is zero, infinities are the largest value, nothing overflows") {
   std::vector<float> x(64, 1.f);
   x[3] = kNan, x[4] = kInf, x[5] = -kInf, x[40] = kNan;
-  const std::vector<uint8_t> row = Quantized(Reference(), x, Flush::kEnd);
-  CHECK(Dequantized(row, 64, 3) == 0);
-  CHECK(Dequantized(row, 64, 4) == doctest::Approx(0x1p120));
-  CHECK(Dequantized(row, 64, 5) == doctest::Approx(-0x1p120));
-  CHECK(Dequantized(row, 64, 40) == 0);
-  CHECK(Dequantized(row, 64, 41) == doctest::Approx(1));
-  for (size_t group = 0; group < 2; ++group) {
-    ActivationMeta meta;
-    std::memcpy(&meta, row.data() + 2 * 64 + group * sizeof meta, sizeof meta);
-    CHECK(std::isfinite(meta.sum32));
+  for (const LoPlane lo_plane : {LoPlane::kAll, LoPlane::kLarge}) {
+    const std::vector<uint8_t> row = Quantized(Reference(), x, lo_plane, Flush::kEnd);
+    CHECK(Dequantized(row, 3) == 0);
+    CHECK(Dequantized(row, 4) == doctest::Approx(0x1p120));
+    CHECK(Dequantized(row, 5) == doctest::Approx(-0x1p120));
+    CHECK(Dequantized(row, 40) == 0);
+    CHECK(Dequantized(row, 41) == doctest::Approx(1));
+    for (int group = 0; group < 2; ++group) CHECK(std::isfinite(MetaOf(row, group).sum32));
   }
 }
 

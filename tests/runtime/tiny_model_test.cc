@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include "cpu/packed.h"
 #include "models/error.h"
 
 namespace thermocline {
@@ -16,6 +17,11 @@ double ErrorWith(const TinyModel& tiny, const Arch* arch, RowKind kind, int span
   return test::LogitError(tiny, test::Feed(engine, engine.NewSequence(), tiny.tokens, span, kind));
 }
 
+bool HasIntegerWeights(const TinyModel& tiny) {
+  const GgufFile file = GgufFile::Open(tiny.path());
+  return std::ranges::any_of(file.tensors(), [](const Tensor& t) { return FindPackedFormat(t.type) != nullptr; });
+}
+
 }  // namespace
 
 TEST_CASE("tiny models: logits equal transformers'") {
@@ -24,8 +30,9 @@ TEST_CASE("tiny models: logits equal transformers'") {
     const double prompt = ErrorWith(tiny, nullptr, RowKind::kPrompt);
     const double generated = ErrorWith(tiny, nullptr, RowKind::kGenerated, 1);
     MESSAGE(tiny.file, ": prompt rows ", prompt, ", generated rows ", generated);
-    CHECK(prompt <= 1e-3);
     CHECK(generated <= 1e-3);
+    // Where weights are integers, most of a prompt row's activations have 8 bits; random weights average out little.
+    CHECK(prompt <= (HasIntegerWeights(tiny) ? 2e-2 : 1e-3));
   }
 }
 
@@ -47,7 +54,7 @@ TEST_CASE("tiny models: every field of the architecture table matters") {
   for (const char* name : {"llama_plain.gguf", "gemma3_plain.gguf"}) {
     const TinyModel tiny = test::FindTiny(name);
     const Arch& arch = *FindArch(GgufFile::Open(tiny.path()).GetString("general.architecture"));
-    const double base = ErrorWith(tiny, &arch, RowKind::kPrompt);
+    const double base = ErrorWith(tiny, &arch, RowKind::kGenerated);
     for (const Mutation& mutation : mutations) {
       CAPTURE(std::string(name));
       CAPTURE(std::string(mutation.field));
@@ -58,7 +65,7 @@ TEST_CASE("tiny models: every field of the architecture table matters") {
       if (arch.global_period == 0 && (field == "local_rope_base" || field == "global_period")) continue;
       double error = INFINITY;
       try {
-        error = ErrorWith(tiny, &mutant, RowKind::kPrompt);
+        error = ErrorWith(tiny, &mutant, RowKind::kGenerated);
       } catch (const Error& e) {
         // The file does not hold what the mutant needs: noticed as well.
         MESSAGE(e.what());
