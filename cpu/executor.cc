@@ -125,10 +125,7 @@ CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Is
   });
   AllocateSlots(max_rows);
   CollectRopes();
-  if (tracer == nullptr) return;
-  std::vector<int64_t> packed_bytes;
-  for (const PackedMatrix& matrix : weights.matrices()) packed_bytes.push_back(matrix.bytes());
-  trace.emplace(*tracer, team.size(), model, stages, packed_bytes);
+  if (tracer) trace.emplace(*tracer, team.size(), model, stages);
 }
 
 void CpuExecutor::Impl::MakeKernels() {

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "cpu/isa.h"
+
 namespace thermocline {
 
 struct CacheInfo {
@@ -39,7 +41,15 @@ CgroupLimits ReadCgroupLimits(const std::string& root = "/");
 
 Topology DetectTopology();
 
-// Best of five passes over `bytes` of fresh memory with all `n_threads`, software prefetch ahead, in GB/s.
+// In GB/s: best of five passes over `bytes` of fresh memory with all `n_threads`, at the prefetch distance and number
+// of streams per thread that suit this machine best.
 double MeasureReadBandwidth(int n_threads, int64_t bytes);
+
+// Operations per second, two per multiply and add, of independent dot products of bytes (VNNI where `isa` has it) or of
+// fused multiply-adds of floats, with all `n_threads`: best of five. 0: `isa` has neither.
+struct Peak {
+  double int8, f32;
+};
+Peak MeasurePeak(Isa isa, int n_threads);
 
 }  // namespace thermocline

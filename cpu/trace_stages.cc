@@ -1,7 +1,5 @@
 #include "cpu/trace_stages.h"
 
-#include <algorithm>
-
 namespace thermocline {
 namespace {
 
@@ -53,51 +51,30 @@ TraceLabel LabelOf(const Stage& stage, const Model& model) {
 
 }  // namespace
 
-StageTracer::StageTracer(Tracer& tracer, int n_members, const Model& model, const std::vector<Stage>& stages,
-                         const std::vector<int64_t>& packed_bytes)
+StageTracer::StageTracer(Tracer& tracer, int n_members, const Model& model, const std::vector<Stage>& stages)
     : tracer_(tracer), stages_(stages) {
   std::vector<TraceLabel> labels = {{"step", "step", -1}};
   for (const Stage& stage : stages) {
     labels.push_back(LabelOf(stage, model));
-    Cost& cost = costs_.emplace_back();
-    if (stage.kind == Stage::Kind::kAttention) {
-      const ModelConfig& config = model.config;
-      cost.bytes_per_token = int64_t{2} * sizeof(uint16_t) * config.n_head_kv * config.head_dim;
-      cost.ops_per_pair = int64_t{4} * config.n_head * config.head_dim;
-      cost.window = stage.op->window;
-    } else if (stage.kind == Stage::Kind::kLinear) {
-      for (int i = 0; i < stage.op->n_projections; ++i) {
-        const WeightId id = stage.op->projections[i].weight;
-        cost.bytes += packed_bytes[id];
-        cost.ops_per_row += 2 * model.weights[id].n * model.weights[id].k;
-      }
-    }
+    costs_.emplace_back(model, stage.op != nullptr ? *stage.op : Op{.kind = OpKind::kNorm});
   }
   first_label_ = tracer.Attach(n_members, std::move(labels));
 }
 
 TraceEvent StageTracer::Count(size_t i) const {
-  const Cost& cost = costs_[i];
   const auto rows = static_cast<int32_t>(stages_[i].wanted_rows ? step_->wanted.size() : step_->tokens.size());
-  TraceEvent event{.begin_ns = 0,
-                   .end_ns = 0,
-                   .bytes = rows > 0 ? cost.bytes : 0,
-                   .ops = rows * cost.ops_per_row,
-                   .label = first_label_ + 1 + static_cast<int32_t>(i),
-                   .step = n_step_,
-                   .rows = rows,
-                   .chunks = 0};
-  if (stages_[i].kind != Stage::Kind::kAttention) return event;
-  for (const SpanView& span : step_->spans) {
-    const int64_t end = span.first_position + span.n_rows;
-    const int64_t first_seen = cost.window ? std::max(0, span.first_position - cost.window + 1) : 0;
-    event.bytes += (end - first_seen) * cost.bytes_per_token;
-    // Row r sees first_position + r + 1 tokens, or the window.
-    int64_t pairs = span.n_rows * (2 * int64_t{span.first_position} + span.n_rows + 1) / 2;
-    if (cost.window) pairs = std::min(pairs, int64_t{span.n_rows} * cost.window);
-    event.ops += pairs * cost.ops_per_pair;
-  }
-  return event;
+  Work work;
+  costs_[i].AddRows(rows, work);
+  if (stages_[i].kind == Stage::Kind::kAttention)
+    for (const SpanView& span : step_->spans) costs_[i].AddSpan(span.first_position, span.n_rows, work);
+  return {.begin_ns = 0,
+          .end_ns = 0,
+          .bytes = work.bytes,
+          .ops = work.ops,
+          .label = first_label_ + 1 + static_cast<int32_t>(i),
+          .step = n_step_,
+          .rows = rows,
+          .chunks = 0};
 }
 
 void StageTracer::BeginStep(const StepView& step) {

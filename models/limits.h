@@ -41,6 +41,7 @@ inline constexpr size_t kMaxMessages = 1 << 16;
 inline constexpr int kMaxContext = 1 << 24;   // -c; what memory holds is the engine's business
 inline constexpr int kMaxRepetitions = 1000;  // bench -r
 inline constexpr size_t kMaxBenchTests = 1000;
+inline constexpr size_t kMaxListNumbers = 1000;  // that a flag's ranges stand for
 inline constexpr int kMaxHistoryEntries = 1000;
 
 // Chat templates. The longest known ones have 30 KB, nest 20 deep, and take some hundred steps per message.

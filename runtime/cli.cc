@@ -9,6 +9,7 @@
 #include <numeric>
 #include <tuple>
 
+#include "models/limits.h"
 #include "models/quoted.h"
 #include "runtime/catalog.h"
 #include "runtime/text_io.h"
@@ -50,6 +51,23 @@ double ParseDouble(const std::string& flag, std::string_view text, double min, d
   }
   if (value < min || value > max) Fail("{}: {} is out of range; it goes from {} to {}", flag, text, min, max);
   return value;
+}
+
+// FIRST, FIRST-LAST, FIRST-LAST+STEP or FIRST-LAST*FACTOR.
+void AddRange(const std::string& flag, std::string_view text, int min, int max, std::vector<int>* values) {
+  const size_t dash = text.find('-', 1);
+  const std::string_view tail = dash < text.size() ? text.substr(dash + 1) : std::string_view();
+  const size_t sign = std::min(tail.find_first_of("+*"), tail.size());
+  const int64_t first = ParseInt(flag, text.substr(0, dash), min, max);
+  const int64_t last = dash < text.size() ? ParseInt(flag, tail.substr(0, sign), min, max) : first;
+  const bool times = sign < tail.size() && tail[sign] == '*';
+  const int64_t step = sign < tail.size() ? ParseInt(flag, tail.substr(sign + 1), times ? 2 : 1, max) : 1;
+  if (first > last) Fail("{}: {} begins above its end", flag, text);
+  if (first == 0 && times) Fail("{}: {} never ends: 0 stays 0, whatever it is multiplied by", flag, text);
+  for (int64_t value = first; value <= last; value = times ? value * step : value + step) {
+    if (values->size() == kMaxListNumbers) Fail("{}: more than {} numbers", flag, kMaxListNumbers);
+    values->push_back(static_cast<int>(value));
+  }
 }
 
 // Edits (insert, delete, replace, swap neighbours) that make one word the other.
@@ -131,8 +149,7 @@ void CommandLine::AddIntList(const std::string& names, std::vector<int>* values,
     values->clear();
     for (size_t begin = 0; begin <= given.size();) {
       const size_t end = std::min(given.find(',', begin), given.size());
-      const auto item = std::string_view(given).substr(begin, end - begin);
-      values->push_back(static_cast<int>(ParseInt(flag, item, min, max)));
+      AddRange(flag, std::string_view(given).substr(begin, end - begin), min, max, values);
       begin = end + 1;
     }
   };
@@ -174,8 +191,8 @@ std::filesystem::path CommandLine::ModelPath() const {
   return ResolveModel(model.empty() ? flag : model);
 }
 
-// Finds unknown flags before CLI11 does, to say which one was likely meant, and writes llama.cpp's -sys as a long
-// flag, which is all that CLI11 knows.
+// Finds unknown flags before CLI11 does, to say which one was likely meant, and writes llama.cpp's -sys and -pg as
+// long flags, which is all that CLI11 knows.
 void CommandLine::CheckFlags(std::vector<std::string>& args) const {
   std::vector<std::string> flags;
   for (const CLI::Option* option : impl_->app.get_options()) {
@@ -188,7 +205,9 @@ void CommandLine::CheckFlags(std::vector<std::string>& args) const {
   for (size_t i = 0; i < args.size(); i++) {
     if (args[i].size() < 2 || args[i][0] != '-') continue;
     if (args[i] == "--") return;
-    if (args[i] == "-sys" && known("--sys")) args[i] = "--sys";
+    for (const char* name : {"-sys", "-pg"}) {
+      if (args[i] == name && known("-" + args[i])) args[i].insert(0, 1, '-');
+    }
     const bool is_long = args[i][1] == '-';
     size_t end = std::min(args[i].find('='), args[i].size());
     if (!is_long && end > 2) {

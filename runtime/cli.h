@@ -40,7 +40,7 @@ class CommandLine {
   void AddInt(const std::string& names, int64_t* value, int64_t min, int64_t max, const std::string& help);
   void AddInt(const std::string& names, int* value, int min, int max, const std::string& help);
   void AddDouble(const std::string& names, double* value, double min, double max, const std::string& help);
-  // Numbers separated by commas.
+  // Numbers and ranges separated by commas, at most kMaxListNumbers: 1,4 or 1-4 or 128-512*2 or 0-4096+1024.
   void AddIntList(const std::string& names, std::vector<int>* values, int min, int max, const std::string& help);
   // `kind` is what help shows for the value: TEXT, FILE.
   void AddText(const std::string& names, const char* kind, std::optional<std::string>* value, const std::string& help);

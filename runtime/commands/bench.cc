@@ -1,58 +1,36 @@
+#include <sched.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
+#include <charconv>
 #include <chrono>
-#include <cmath>
+#include <csignal>
+#include <cstring>
 #include <ctime>
-#include <map>
-#include <nlohmann/json.hpp>
-#include <numeric>
 #include <random>
 
 #include "cpu/isa.h"
 #include "cpu/team.h"
-#include "cpu/topology.h"
 #include "models/error.h"
 #include "models/gguf.h"
 #include "models/limits.h"
+#include "models/quoted.h"
 #include "models/tokenizer.h"
+#include "runtime/bench_report.h"
 #include "runtime/commands/commands.h"
 #include "runtime/load.h"
+#include "runtime/output_file.h"
 #include "runtime/text_io.h"
 #include "runtime/trace_file.h"
 
 namespace thermocline {
 namespace {
 
-struct Test {
-  int n_prompt, n_gen, n_depth;  // one of the first two is 0
-};
-
-struct Result {
-  Test test;
-  int n_threads;
-  std::string test_time;  // UTC, ISO 8601
-  std::vector<int64_t> samples_ns;
-
-  double Average(const std::vector<double>& values) const {
-    return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
-  }
-  double Deviation(const std::vector<double>& values) const {
-    if (values.size() < 2) return 0;
-    double sum = 0;
-    for (const double value : values) sum += (value - Average(values)) * (value - Average(values));
-    return std::sqrt(sum / static_cast<double>(values.size() - 1));
-  }
-  std::vector<double> Nanoseconds() const { return {samples_ns.begin(), samples_ns.end()}; }
-  std::vector<double> TokensPerSecond() const {
-    std::vector<double> rates;
-    for (const int64_t ns : samples_ns) rates.push_back(1e9 * (test.n_prompt + test.n_gen) / static_cast<double>(ns));
-    return rates;
-  }
-};
-
-struct About {  // the model and the machine, the same for all results
-  std::string model_filename, model_type, cpu_info, isa;
-  uint64_t model_size = 0, model_n_params = 0;
-};
+// The bandwidth is measured over memory that no cache holds.
+constexpr int64_t kMeasuredBytes = int64_t{2} << 30;
 
 std::string NowUtc() {
   const std::time_t now = std::time(nullptr);
@@ -63,11 +41,38 @@ std::string NowUtc() {
   return text;
 }
 
+// A process that does nothing but take the time of one CPU.
+class BusyProcess {
+ public:
+  explicit BusyProcess(int cpu) : parent_(getpid()), pid_(fork()) {
+    if (pid_ < 0) throw Error("cannot start a process to keep CPU {} busy: {}", cpu, std::strerror(errno));
+    if (pid_ > 0) return;
+    // In the child, where other threads may have held any lock: system calls only.
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET(cpu, &set);
+    // It must not inherit a real-time priority, with which it would not only take its share but everything.
+    const sched_param ordinary{};
+    sched_setscheduler(0, SCHED_OTHER, &ordinary);
+    if (getppid() != parent_ || sched_setaffinity(0, sizeof set, &set) != 0) _exit(1);
+    for (volatile int spin = 0;;) spin = spin + 1;
+  }
+  ~BusyProcess() {
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+  }
+  BusyProcess(const BusyProcess&) = delete;
+
+ private:
+  pid_t parent_, pid_;
+};
+
 // Feeds random tokens: no two prompts are the same, and nothing can be learnt from one run for the next.
 class Feeder {
  public:
-  Feeder(Engine& engine, const Tokenizer& tokenizer)
-      : engine_(engine), tokenizer_(tokenizer), sequence_(engine.NewSequence()) {}
+  Feeder(Engine& engine, const Tokenizer& tokenizer, const Model& model)
+      : engine_(engine), tokenizer_(tokenizer), model_(model), sequence_(engine.NewSequence()) {}
   ~Feeder() { engine_.FreeSequence(sequence_); }
 
   void Clear() { engine_.Truncate(sequence_, 0); }
@@ -80,6 +85,21 @@ class Feeder {
   }
   void Generate(int n) {
     for (int i = 0; i < n; i++) Step(1, RowKind::kGenerated, true);
+  }
+  // Of so many tokens of a prompt and then so many generated ones after what is there.
+  Work Count(int n_prompt, int n_gen) const {
+    Work work;
+    int64_t length = engine_.Length(sequence_);
+    const auto add = [&](int64_t rows, int64_t wanted) {
+      const Work step = CountStep(model_, length, rows, wanted);
+      work.bytes += step.bytes;
+      work.ops += step.ops;
+      length += rows;
+    };
+    for (int left = n_prompt; left > 0; left -= kMaxBatchRows)
+      add(std::min(left, kMaxBatchRows), left <= kMaxBatchRows);
+    for (int i = 0; i < n_gen; i++) add(1, 1);
+    return work;
   }
 
  private:
@@ -96,19 +116,24 @@ class Feeder {
 
   Engine& engine_;
   const Tokenizer& tokenizer_;
+  const Model& model_;
   int sequence_;
   std::mt19937_64 random_{std::random_device{}()};
   Batch batch_;
 };
 
-Result RunTest(Engine& engine, const Tokenizer& tokenizer, const Test& test, int repetitions) {
-  Feeder feeder(engine, tokenizer);
-  Result result{test, engine.n_threads(), NowUtc(), {}};
+BenchResult RunTest(Engine& engine, const Tokenizer& tokenizer, const Model& model, const BenchTest& test,
+                    int repetitions, std::optional<int> busy_cpu) {
+  Feeder feeder(engine, tokenizer, model);
+  BenchResult result{test, engine.n_threads(), NowUtc(), {}, busy_cpu, {}, {}};
+  std::optional<BusyProcess> busy;
+  if (busy_cpu) busy.emplace(*busy_cpu);
   feeder.Prompt(test.n_prompt);  // a warm-up; of a generation one token will do
   feeder.Generate(std::min(test.n_gen, 1));
   for (int i = 0; i < repetitions; i++) {
     feeder.Clear();
     feeder.Prompt(test.n_depth);
+    if (i == 0) result.work = feeder.Count(test.n_prompt, test.n_gen);
     const auto start = std::chrono::steady_clock::now();
     feeder.Prompt(test.n_prompt);
     feeder.Generate(test.n_gen);
@@ -118,132 +143,122 @@ Result RunTest(Engine& engine, const Tokenizer& tokenizer, const Test& test, int
   return result;
 }
 
-nlohmann::ordered_json ToJson(const Result& result, const About& about) {
-  const auto rates = result.TokensPerSecond(), times = result.Nanoseconds();
-  return {
-      {"build_version", THERMOCLINE_VERSION},
-      {"cpu_info", about.cpu_info},
-      {"backends", "CPU"},
-      {"isa", about.isa},
-      {"model_filename", about.model_filename},
-      {"model_type", about.model_type},
-      {"model_size", about.model_size},
-      {"model_n_params", about.model_n_params},
-      {"n_batch", kMaxBatchRows},
-      {"n_threads", result.n_threads},
-      {"type_k", "f16"},
-      {"type_v", "f16"},
-      {"n_prompt", result.test.n_prompt},
-      {"n_gen", result.test.n_gen},
-      {"n_depth", result.test.n_depth},
-      {"test_time", result.test_time},
-      {"avg_ns", std::llround(result.Average(times))},
-      {"stddev_ns", std::llround(result.Deviation(times))},
-      {"avg_ts", result.Average(rates)},
-      {"stddev_ts", result.Deviation(rates)},
-      {"samples_ns", result.samples_ns},
-      {"samples_ts", rates},
-  };
+Roofs MeasureRoofs(int n_threads, bool float_weights) {
+  const int64_t bytes = std::min(kMeasuredBytes, DetectTopology().memory_available_bytes / 4);
+  const Peak peak = MeasurePeak(ChooseIsa(), n_threads);
+  return {n_threads, MeasureReadBandwidth(n_threads, bytes) * 1e9, float_weights ? peak.f32 : peak.int8};
 }
 
-std::string TestName(const Test& test) {
-  std::string name = test.n_prompt > 0 ? fmt::format("pp{}", test.n_prompt) : fmt::format("tg{}", test.n_gen);
-  if (test.n_depth > 0) name += fmt::format(" @ d{}", test.n_depth);
-  return name;
+struct BenchOptions {
+  std::vector<int> prompts = {512}, generations = {128}, depths = {0}, threads = {0};
+  std::vector<std::string> pairs;
+  int repetitions = 5;
+  bool roofline = false, contended = false;
+  std::optional<std::string> output, svg;
+};
+
+void AddFlags(CommandLine& line, BenchOptions& options) {
+  line.AddModel();
+  line.AddIntList("-p,--n-prompt", &options.prompts, 0, kMaxContext, "Prefill of so many tokens; 0: none (512)");
+  line.AddIntList("-n,--n-gen", &options.generations, 0, kMaxContext, "Decode of so many tokens; 0: none (128)");
+  line.AddTextList("--pg", "PP,TG", &options.pairs, "Also -pg: prefill and then decode, as one test; may be repeated");
+  line.AddIntList("-d,--n-depth", &options.depths, 0, kMaxContext, "Tokens that the context holds before (0)");
+  line.AddIntList("-t,--threads", &options.threads, 1, kMaxThreads, "Threads (one per physical core)");
+  line.AddInt("-r,--repetitions", &options.repetitions, 1, kMaxRepetitions, "Measurements per test (5)");
+  line.AddText("-o,--output", "FORMAT", &options.output, "md, csv, json or jsonl (md)");
+  line.AddFlag("--roofline", &options.roofline,
+               "Measure the machine too, and say how near each test comes; FILE.svg behind it: also draw it");
+  line.AddText("--roofline-svg", "FILE", &options.svg, "The same as --roofline FILE.svg, under any name");
+  line.AddFlag("--contended", &options.contended, "Decode also with a busy process on each core in turn");
+  line.SetFooter("Numbers may be lists and ranges: 128,512 or 128-512*2 or 0-4096+1024.");
 }
 
-constexpr const char* kRow = "| {:<30} | {:>10} | {:>10} | {:<10} | {:>7} | {:>15} | {:>20} |\n";
-
-std::string MarkdownHeader() {
-  return fmt::format(kRow, "model", "size", "params", "backend", "threads", "test", "t/s") +
-         fmt::format("| {:-<30} | {:->9}: | {:->9}: | {:-<10} | {:->6}: | {:->14}: | {:->19}: |\n", "", "", "", "", "",
-                     "", "");
-}
-
-std::string MarkdownRow(const Result& result, const About& about) {
-  const auto rates = result.TokensPerSecond();
-  return fmt::format(kRow, about.model_type, fmt::format("{:.2f} MiB", static_cast<double>(about.model_size) / 0x1p20),
-                     fmt::format("{:.2f} M", static_cast<double>(about.model_n_params) / 1e6), "CPU", result.n_threads,
-                     TestName(result.test),
-                     fmt::format("{:.2f} ± {:.2f}", result.Average(rates), result.Deviation(rates)));
-}
-
-About Describe(const GgufFile& file) {
-  About about;
-  about.model_filename = file.path();
-  about.cpu_info = DetectTopology().cpu_name;
-  about.isa = Name(ChooseIsa());
-  std::map<DType, uint64_t> weights;
-  for (const Tensor& tensor : file.tensors()) {
-    const auto n = static_cast<uint64_t>(tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]);
-    about.model_size += tensor.bytes;
-    about.model_n_params += n;
-    weights[tensor.type] += n;
+// --roofline FILE.svg and --roofline=FILE.svg: a flag of this program has a value or has none, so the name moves.
+void MoveSvg(std::vector<std::string>& args) {
+  for (size_t i = 0; i < args.size(); i++) {
+    if (args[i].starts_with("--roofline=")) args[i] = "--roofline-svg=" + args[i].substr(std::strlen("--roofline="));
+    if (args[i] == "--roofline" && i + 1 < args.size() && args[i + 1].ends_with(".svg")) args[i] = "--roofline-svg";
   }
-  const auto most = [](const auto& a, const auto& b) { return a.second < b.second; };
-  const DType type = std::max_element(weights.begin(), weights.end(), most)->first;
-  const double millions = static_cast<double>(about.model_n_params) / 1e6;
-  about.model_type = fmt::format("{} {:.0f}M {}", file.GetString("general.architecture"), millions, Info(type).name);
-  return about;
+}
+
+BenchTest ParsePair(const std::string& text, int depth) {
+  BenchTest test{0, 0, depth};
+  const char* end = text.data() + text.size();
+  const auto first = std::from_chars(text.data(), end, test.n_prompt);
+  if (first.ec == std::errc{} && first.ptr != end && *first.ptr == ',') {
+    const auto second = std::from_chars(first.ptr + 1, end, test.n_gen);
+    const auto fits = [](int n) { return n >= 0 && n <= kMaxContext; };
+    if (second.ec == std::errc{} && second.ptr == end && fits(test.n_prompt) && fits(test.n_gen)) return test;
+  }
+  throw UsageError(
+      fmt::format("-pg: {} is not two numbers like 512,128, each from 0 to {}", Quoted(text), kMaxContext));
+}
+
+std::vector<BenchTest> ListTests(const BenchOptions& options) {
+  std::vector<BenchTest> tests;
+  for (const int depth : options.depths) {
+    for (const int n : options.prompts) tests.push_back({n, 0, depth});
+    for (const int n : options.generations) tests.push_back({0, n, depth});
+    for (const std::string& pair : options.pairs) tests.push_back(ParsePair(pair, depth));
+    std::erase_if(tests, [](const BenchTest& test) { return test.n_tokens() == 0; });
+    if (tests.size() > kMaxBenchTests) throw UsageError(fmt::format("more than {} tests", kMaxBenchTests));
+  }
+  if (tests.empty()) throw UsageError("nothing to measure: -p and -n are both 0");
+  return tests;
 }
 
 }  // namespace
 
 int RunBench(const Command& command, std::vector<std::string> args) {
   CommandLine line(command);
-  std::vector<int> prompts = {512}, generations = {128}, depths = {0}, threads = {0};
-  int repetitions = 5;
-  std::optional<std::string> output;
-  line.AddModel();
-  line.AddIntList("-p,--n-prompt", &prompts, 0, kMaxContext, "Prefill of so many tokens; 0: none (512)");
-  line.AddIntList("-n,--n-gen", &generations, 0, kMaxContext, "Decode of so many tokens; 0: none (128)");
-  line.AddIntList("-d,--n-depth", &depths, 0, kMaxContext, "Tokens that the context holds before (0)");
-  line.AddIntList("-t,--threads", &threads, 1, kMaxThreads, "Threads (one per physical core)");
-  line.AddInt("-r,--repetitions", &repetitions, 1, kMaxRepetitions, "Measurements per test (5)");
-  line.AddText("-o,--output", "FORMAT", &output, "md or json (md)");
+  BenchOptions options;
   TraceFile trace;
+  AddFlags(line, options);
   trace.AddFlag(line);
+  MoveSvg(args);
   if (!line.Parse(std::move(args))) return kGood;
-  const std::string format = output.value_or("md");
-  if (format != "md" && format != "json") throw UsageError(fmt::format("--output: {} is neither md nor json", format));
-
-  std::vector<Test> tests;
-  for (const int depth : depths) {
-    for (const int n : prompts) {
-      if (n > 0) tests.push_back({n, 0, depth});
-    }
-    for (const int n : generations) {
-      if (n > 0) tests.push_back({0, n, depth});
-    }
-  }
-  if (tests.empty()) throw UsageError("nothing to measure: -p and -n are both 0");
-  if (tests.size() > kMaxBenchTests) throw UsageError(fmt::format("more than {} tests", kMaxBenchTests));
-  int n_ctx = 0;
-  for (const Test& test : tests) n_ctx = std::max(n_ctx, test.n_depth + test.n_prompt + test.n_gen);
-
+  const std::vector<BenchTest> tests = ListTests(options);
+  options.roofline |= options.svg.has_value();
+  BenchAbout about;
+  const auto format = MakeBenchFormat(options.output.value_or("md"), about, options.roofline);
+  if (!format) throw UsageError(fmt::format("--output: {} is none of md, csv, json, jsonl", Quoted(*options.output)));
+  if (options.svg) const OutputFile probe(*options.svg);  // before anything long begins
   trace.Open();
+
   const GgufFile file = GgufFile::Open(line.ModelPath());
   const Model model = Model::FromGguf(file);
   const auto tokenizer = Tokenizer::FromGguf(file);
-  const About about = Describe(file);
-  const bool json = format == "json";
-  WriteOut(json ? "[\n" : MarkdownHeader());
-  bool first = true;
-  for (const int n_threads : threads) {
-    const auto engine = LoadEngine(file, model, n_ctx, n_threads, trace.tracer());
-    for (const Test& test : tests) {
-      const Result result = RunTest(*engine, *tokenizer, test, repetitions);
-      if (json) {
-        const auto text = ToJson(result, about).dump(2, ' ', false, nlohmann::json::error_handler_t::replace);
-        WriteOut((first ? "" : ",\n") + text);
-      } else {
-        WriteOut(MarkdownRow(result, about));
-      }
-      first = false;
+  about = DescribeBench(file);
+  const auto longest = std::max_element(tests.begin(), tests.end(), [](const BenchTest& a, const BenchTest& b) {
+    return a.n_depth + a.n_tokens() < b.n_depth + b.n_tokens();
+  });
+  std::vector<int> busy_cpus;
+  if (options.contended) busy_cpus = DetectTopology().team_cpus;
+  std::vector<BenchResult> results;
+  WriteOut(format->Begin());
+  for (const int n_threads : options.threads) {
+    std::optional<Roofs> roofs;
+    if (options.roofline) roofs = MeasureRoofs(Team(n_threads).size(), about.float_weights);
+    const auto engine = LoadEngine(file, model, longest->n_depth + longest->n_tokens(), n_threads, trace.tracer());
+    const auto measure = [&](const BenchTest& test, std::optional<int> busy_cpu) {
+      results.push_back(RunTest(*engine, *tokenizer, model, test, options.repetitions, busy_cpu));
+      results.back().roofs = roofs;
+      WriteOut(format->Row(results.back()));
+    };
+    for (const BenchTest& test : tests) {
+      measure(test, std::nullopt);
+      if (test.n_prompt > 0) continue;
+      for (const int cpu : busy_cpus) measure(test, cpu);
     }
   }
-  if (json) WriteOut("\n]\n");
+  WriteOut(format->End());
   trace.Write();
+  if (options.svg) {
+    OutputFile svg(*options.svg);
+    const std::string text = RooflineSvg(results, about);
+    svg.Write({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
+    svg.Commit();
+  }
   return kGood;
 }
 

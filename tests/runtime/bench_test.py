@@ -2,10 +2,118 @@
 
     python bench_test.py PROGRAM [unittest arguments]
 """
+import csv
+import io
 import json
+import os
 import unittest
+import xml.etree.ElementTree
 
 from cli_test import HERE, LOOP, N_EMBD, PARIS, TOKENS, run
+
+N_FF = 32
+PROJECTIONS = 4 * N_EMBD * N_EMBD + 3 * N_FF * N_EMBD   # weights of the layer
+HEAD = len(TOKENS) * N_EMBD
+
+
+def work(n_prompt, n_gen, n_depth=0):
+    """Bytes and operations of a test of this file's models, in F32 with a KV of F16; up to 512 rows are one step."""
+    steps = [(n_depth, n_prompt)] * (n_prompt > 0) + [(n_depth + n_prompt + i, 1) for i in range(n_gen)]
+    n_bytes = sum(4 * (PROJECTIONS + HEAD) + 4 * N_EMBD * (at + rows) for at, rows in steps)
+    ops = sum(2 * rows * PROJECTIONS + 2 * HEAD + 4 * N_EMBD * sum(at + r + 1 for r in range(rows)) for at, rows in steps)
+    return n_bytes, ops
+
+
+class Bench(unittest.TestCase):
+    def bench(self, *args):
+        result = run("bench", PARIS, *args)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return result.stdout.decode()
+
+    def listed(self, *args):
+        return [(row["n_prompt"], row["n_gen"], row["n_depth"])
+                for row in map(json.loads, self.bench(*args, "-r", "1", "-t", "1", "-o", "jsonl").splitlines())]
+
+    def test_ranges(self):
+        self.assertEqual(self.listed("-p", "8-32*2,5", "-n", "0"), [(8, 0, 0), (16, 0, 0), (32, 0, 0), (5, 0, 0)])
+        self.assertEqual(self.listed("-p", "0", "-n", "1-3", "-d", "0-20+10"),
+                         [(0, n, d) for d in (0, 10, 20) for n in (1, 2, 3)])
+        self.assertEqual(self.listed("-p", "6-6,4", "-n", "0"), [(6, 0, 0), (4, 0, 0)])
+
+    def test_pairs(self):
+        self.assertEqual(self.listed("-p", "0", "-n", "0", "-pg", "8,2", "--pg", "4,1", "-d", "0,3"),
+                         [(8, 2, 0), (4, 1, 0), (8, 2, 3), (4, 1, 3)])
+        self.assertIn("pp8+tg2 @ d3", self.bench("-p", "0", "-n", "0", "-pg", "8,2", "-d", "3", "-r", "1"))
+
+    def test_wrong_usage(self):
+        for args, message in [
+            (["-p", "5-"], "-p/--n-prompt: '' is not a whole number"),
+            (["-p", "9-5"], "9-5 begins above its end"),
+            (["-p", "0-8*2"], "0-8*2 never ends"),
+            (["-p", "1-8*1"], "1 is out of range; it goes from 2"),
+            (["-p", "1-8+0"], "0 is out of range; it goes from 1"),
+            (["-p", "1-99999"], "more than 1000 numbers"),
+            (["-p", "1-500", "-n", "1-500", "-d", "0,1"], "more than 1000 tests"),
+            (["-p", "-5"], "-p/--n-prompt: -5 is out of range"),
+            (["-pg", "8"], "-pg: '8' is not two numbers"),
+            (["-pg", "8,-2"], "-pg: '8,-2' is not two numbers"),
+            (["-pg", "8,2,1"], "-pg: '8,2,1' is not two numbers"),
+            (["-pg"], "--pg needs a value"),
+            (["-o", "x\x1b"], "is none of md, csv, json, jsonl"),
+        ]:
+            with self.subTest(args=args):
+                result = run("bench", PARIS, *args)
+                self.assertEqual((result.returncode, result.stdout), (2, b""))
+                self.assertIn(message, result.stderr.decode())
+                self.assertNotIn(b"\x1b", result.stderr)
+
+    def test_formats_agree(self):
+        args = ["-p", "8", "-n", "2", "-r", "2", "-t", "1"]
+        rows = json.loads(self.bench(*args, "-o", "json"))
+        lines = [json.loads(line) for line in self.bench(*args, "-o", "jsonl").splitlines()]
+        table = list(csv.DictReader(io.StringIO(self.bench(*args, "-o", "csv"))))
+        self.assertEqual([row.keys() for row in rows], [line.keys() for line in lines])
+        self.assertEqual(len(table), 2)
+        for row, line in zip(rows, table):
+            self.assertEqual([key for key, value in row.items() if not isinstance(value, list)], list(line))
+            self.assertEqual((str(row["n_prompt"]), row["model_filename"]), (line["n_prompt"], line["model_filename"]))
+            self.assertGreater(float(line["avg_ts"]), 0)
+
+    def test_roofline(self):
+        picture = HERE / "roofline.svg"
+        for flags in (["--roofline", picture], [f"--roofline={picture}"], ["--roofline-svg", picture]):
+            picture.unlink(missing_ok=True)
+            rows = json.loads(self.bench("-p", "16", "-n", "3", "-d", "0,5", "-pg", "4,2", "-r", "2", "-t", "1", "-o", "json",
+                                         *flags))
+            for row in rows:
+                self.assertEqual((row["bytes"], row["ops"]), work(row["n_prompt"], row["n_gen"], row["n_depth"]))
+                seconds = row["avg_ns"] * 1e-9
+                self.assertAlmostEqual(row["bandwidth_fraction"] * row["read_bandwidth_gb_s"] * 1e9 * seconds / row["bytes"], 1,
+                                       places=4)
+                self.assertAlmostEqual(row["peak_fraction"] * row["peak_gops"] * 1e9 * seconds / row["ops"], 1, places=4)
+            text = picture.read_text()
+            svg = xml.etree.ElementTree.fromstring(text)
+            words = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+            for name in ("pp16", "tg3", "pp4+tg2", "pp16 @ d5"):
+                self.assertEqual(sum(word.startswith(name + ":") for word in words), 1)
+            self.assertFalse([word for word in (" href", "url(", "nan", "inf") if word in text])
+            for circle in svg.iter("{http://www.w3.org/2000/svg}circle"):
+                self.assertTrue(70 < float(circle.get("cx")) < 840 and 70 < float(circle.get("cy")) < 470)
+        table = self.bench("-p", "8", "-n", "0", "-r", "1", "--roofline").splitlines()
+        self.assertIn("of read", table[0])
+        self.assertEqual(len({len(line) for line in table}), 1)
+        result = run("bench", PARIS, "--roofline", HERE / "nowhere" / "x.svg")
+        self.assertEqual((result.returncode, result.stdout), (1, b""))
+
+    def test_contended(self):
+        cpus = sorted(os.sched_getaffinity(0))
+        rows = json.loads(self.bench("-p", "4", "-n", "2", "-r", "1", "-t", "1", "-o", "json", "--contended"))
+        self.assertEqual([row["busy_cpu"] for row in rows[:2]], [None, None])
+        self.assertGreaterEqual(len(rows), 3)
+        for row in rows[2:]:
+            self.assertEqual((row["n_prompt"], row["n_gen"]), (0, 2))
+            self.assertIn(row["busy_cpu"], cpus)
+        self.assertIn(f"tg2, CPU {rows[2]['busy_cpu']} busy", self.bench("-p", "0", "-n", "2", "-r", "1", "--contended"))
 
 
 class Trace(unittest.TestCase):

@@ -168,7 +168,7 @@ class Usage(unittest.TestCase):
             (["quantize", "a"], "IN and OUT are needed"),
             (["quantize", "a", "b"], "--type is missing"),
             (["quantize", "a", "b", "--type", "Q4_k_m"], "unknown type 'Q4_k_m' (did you mean Q4_K?); it is one of Q4_0"),
-            (["bench", "-o", "xml"], "xml is neither md nor json"),
+            (["bench", "-o", "xml"], "'xml' is none of md, csv, json, jsonl"),
             (["bench", "-t", "1,,2"], "-t/--threads: '' is not a whole number"),
             (["bench", "-p", "0", "-n", "0"], "nothing to measure"),
             (["pull", "gema3-270m"], "did you mean `gemma3-270m`?"),

@@ -1,0 +1,88 @@
+// How fast this machine multiplies and adds when nothing else holds it up: the roof of `bench --roofline`.
+#include <xbyak/xbyak.h>
+#include <xbyak/xbyak_util.h>
+
+#include <algorithm>
+#include <chrono>
+#include <limits>
+
+#include "cpu/team.h"
+#include "cpu/topology.h"
+
+namespace thermocline {
+namespace {
+
+constexpr int kPasses = 5;
+constexpr int64_t kIterations = 20'000;  // of the loop: about 100 us per chunk
+constexpr int64_t kChunksPerThread = 200;
+
+enum class Kind { kInt8, kF32 };
+
+// A loop over independent accumulators, more of them than latency x throughput of any CPU asks for (5 cycles, 2 a
+// cycle).
+//   zmm0..11 (ymm0..11)   accumulators
+//   zmm12, 13             operands; 14: sixteen-bit ones, 15: product, where AVX2 needs three instructions
+class PeakLoop : public Xbyak::CodeGenerator {
+ public:
+  static constexpr int kAccumulators = 12;
+
+  PeakLoop(Isa isa, Kind kind, bool avx_vnni) {
+    using namespace Xbyak;
+    const bool wide = isa == Isa::kAvx512;
+    if (wide) {
+      for (int i = 0; i < 16; ++i) vpxord(Zmm(i), Zmm(i), Zmm(i));
+    } else {
+      for (int i = 0; i < 16; ++i) vpxor(Ymm(i), Ymm(i), Ymm(i));
+    }
+    Label loop;
+    L(loop);
+    for (int i = 0; i < kAccumulators; ++i) {
+      const Ymm y(i);
+      const Zmm z(i);
+      if (kind == Kind::kF32) {
+        if (wide)
+          vfmadd231ps(z, zmm12, zmm13);
+        else
+          vfmadd231ps(y, ymm12, ymm13);
+      } else if (wide) {
+        vpdpbusd(z, zmm12, zmm13);
+      } else if (avx_vnni) {
+        vpdpbusd(y, ymm12, ymm13, VexEncoding);
+      } else {
+        vpmaddubsw(ymm15, ymm12, ymm13);
+        vpmaddwd(ymm15, ymm15, ymm14);
+        vpaddd(y, y, ymm15);
+      }
+    }
+    dec(rdi);
+    jnz(loop);
+    vzeroupper();
+    ret();
+    setProtectModeRE();
+  }
+  void Run(int64_t iterations) const { getCode<void (*)(int64_t)>()(iterations); }
+};
+
+double Measure(Isa isa, Kind kind, bool avx_vnni, Team& team) {
+  const PeakLoop loop(isa, kind, avx_vnni);
+  const int64_t n_chunks = kChunksPerThread * team.size();
+  double best_s = std::numeric_limits<double>::infinity();
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const auto start = std::chrono::steady_clock::now();
+    team.Run([&](Team::Member& member) { member.For(n_chunks, 1, [&](int64_t, int64_t) { loop.Run(kIterations); }); });
+    best_s = std::min(best_s, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  const int lanes = (isa == Isa::kAvx512 ? 64 : 32) / (kind == Kind::kF32 ? 4 : 1);
+  return 2.0 * lanes * PeakLoop::kAccumulators * kIterations * static_cast<double>(n_chunks) / best_s;
+}
+
+}  // namespace
+
+Peak MeasurePeak(Isa isa, int n_threads) {
+  if (isa == Isa::kScalar) return {0, 0};
+  Team team(n_threads);
+  const bool avx_vnni = Xbyak::util::Cpu().has(Xbyak::util::Cpu::tAVX_VNNI);
+  return {Measure(isa, Kind::kInt8, avx_vnni, team), Measure(isa, Kind::kF32, false, team)};
+}
+
+}  // namespace thermocline
