@@ -21,8 +21,9 @@ class PanelAvx512 : public PanelJit {
  protected:
   explicit PanelAvx512(const LinearSpec& spec) : PanelJit(spec, 1) {}
 
-  // Ahead of the reads by 2 KiB: 32 instead of 29 GB/s from DRAM on two Xeon cores.
-  static constexpr int kPrefetchBytes = 2048;
+  // Far ahead into L2, which has more misses in flight than L1 has, and from there into L1: on one Xeon core 12.3 GB/s
+  // from DRAM, where 2 KiB ahead into L1 alone were 10.9.
+  static constexpr int kPrefetchL2Bytes = 8192, kPrefetchL1Bytes = 1536;
 
   static Zmm Quad(int q) { return Zmm(4 + q); }
   static Zmm Temp(int i) { return Zmm(12 + i); }
@@ -52,7 +53,10 @@ class PanelAvx512 : public PanelJit {
   }
 
   void Unpack(int chunk) {
-    for (int line = 0; line < format().bits; ++line) prefetcht0(ptr[codes(chunk, 64 * line + kPrefetchBytes)]);
+    for (int line = 0; line < format().bits; ++line) {
+      prefetcht1(ptr[codes(chunk, 64 * line + kPrefetchL2Bytes)]);
+      prefetcht0(ptr[codes(chunk, 64 * line + kPrefetchL1Bytes)]);
+    }
     if (format().bits == 8) {
       for (int q = 0; q < 8; ++q) vmovdqa64(Quad(q), ptr[codes(chunk, 64 * q)]);
       return;
