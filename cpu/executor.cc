@@ -351,6 +351,7 @@ bool CpuExecutor::Run(const StepView& step, const std::atomic<bool>& cancel) {
   impl.team.Run([&](Team::Member& member) { impl.RunMember(member); });
   if (impl.trace) impl.trace->EndStep();
   impl.step = nullptr;
+  impl.weights.CheckIntact();
   return !impl.stopped;
 }
 

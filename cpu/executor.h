@@ -61,7 +61,8 @@ class CpuExecutor {
               Tracer* tracer);
   ~CpuExecutor();
 
-  // False when `cancel` became true: the step was left at some op, logits are void.
+  // False when `cancel` became true: the step was left at some op, logits are void. Throws Error when weights were
+  // lost under the map (Weights::CheckIntact).
   bool Run(const StepView& step, const std::atomic<bool>& cancel);
   // (n_vocab) of the i-th wanted row.
   std::span<const float> Logits(int i) const;

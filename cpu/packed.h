@@ -28,6 +28,9 @@
 
 namespace thermocline {
 
+// To be raised when any byte of any panel changes: files of packed weights (cpu/packed_file.h) are then made anew.
+inline constexpr uint64_t kPackedLayoutVersion = 1;
+
 inline constexpr int kPanelRows = 16;
 inline constexpr int kChunk = 32;  // k per chunk
 

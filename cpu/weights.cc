@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
+
+#include "cpu/packed_file.h"
+#include "models/error.h"
 
 namespace thermocline {
 namespace {
@@ -43,6 +47,19 @@ std::vector<Task> MakeTasks(const Model& model, std::vector<PackedMatrix>& matri
   return tasks;
 }
 
+PackedIdentity Identity(const GgufFile& file, const Model& model) {
+  std::vector<uint64_t> words = {kPackedLayoutVersion, file.Fingerprint()};
+  for (const Weight& weight : model.weights) {
+    if (!weight.matrix) continue;
+    words.push_back(static_cast<uint64_t>(weight.tensor->type));
+    words.push_back(static_cast<uint64_t>(weight.n));
+    words.push_back(static_cast<uint64_t>(weight.k));
+  }
+  PackedIdentity identity(8 * words.size());
+  std::memcpy(identity.data(), words.data(), identity.size());
+  return identity;
+}
+
 }  // namespace
 
 Weights::Weights(const GgufFile& file, const Model& model, Team& team, Isa isa, const LoadOptions& options)
@@ -57,20 +74,63 @@ Weights::Weights(const GgufFile& file, const Model& model, Team& team, Isa isa, 
       Dequantize(weight.tensor->type, weight.tensor->data, weight.n, vectors_[id].data());
     }
   }
-  memory_ = Buffer(bytes, "the weights");
-  uint8_t* at = memory_.data();
+  if (!Map(file, model, team, bytes, options)) {
+    memory_ = Buffer(bytes, "the weights");
+    Place(model, memory_.data());
+    Pack(file, model, team, isa, options);
+    if (!options.packed_file.empty()) Keep(file, model, team, options);
+  }
+  file.CheckIntact();
+}
+
+Weights::~Weights() = default;
+
+// Where each matrix stands.
+void Weights::Place(const Model& model, uint8_t* at) {
   for (size_t id = 0; id < model.weights.size(); ++id) {
     const Weight& weight = model.weights[id];
     if (!weight.matrix) continue;
     matrices_[id] = PackedMatrix(weight.tensor->type, weight.n, weight.k, at);
     at += matrices_[id].bytes();
   }
-  Pack(file, model, team, isa, options);
-  file.CheckIntact();
+}
+
+bool Weights::Map(const GgufFile& file, const Model& model, Team& team, int64_t bytes, const LoadOptions& options) {
+  if (options.packed_file.empty()) return false;
+  std::string reason;
+  const auto progress = [&](int64_t done) {
+    if (options.on_load) options.on_load(done, bytes);
+  };
+  mapped_ = PackedFile::Open(options.packed_file, Identity(file, model), bytes, team, progress, reason);
+  if (!reason.empty() && options.on_warning)
+    options.on_warning(fmt::format("{}: not used, and made anew: {}", options.packed_file.string(), reason));
+  if (!mapped_) return false;
+  Place(model, const_cast<uint8_t*>(mapped_->weights()));  // nobody packs into it
+  return true;
+}
+
+void Weights::Keep(const GgufFile& file, const Model& model, Team& team, const LoadOptions& options) {
+  file.CheckIntact();  // what was lost from it must not be kept
+  const auto progress = [&](int64_t done) {
+    if (options.on_load) options.on_load(memory_.bytes() + done, 2 * memory_.bytes());
+  };
+  try {
+    PackedFile::Write(options.packed_file, Identity(file, model),
+                      {memory_.data(), static_cast<size_t>(memory_.bytes())}, team, progress);
+  } catch (const Error& error) {
+    if (options.on_warning) options.on_warning(fmt::format("the packed weights cannot be kept: {}", error.what()));
+  }
+}
+
+void Weights::CheckIntact() const {
+  if (mapped_ && mapped_->damaged())
+    throw Error("{}: the file became shorter while it was in use, or its disk failed. Delete it and start again.",
+                mapped_->path());
 }
 
 void Weights::Pack(const GgufFile& file, const Model& model, Team& team, Isa isa, const LoadOptions& options) {
   const std::vector<Task> tasks = MakeTasks(model, matrices_);
+  const int64_t total = memory_.bytes() * (options.packed_file.empty() ? 1 : 2);  // Keep is the second half
   std::atomic<int64_t> done = 0;
   team.Run([&](Team::Member& member) {
     member.For(static_cast<int64_t>(tasks.size()), 1, [&](int64_t i, int64_t) {
@@ -82,7 +142,7 @@ void Weights::Pack(const GgufFile& file, const Model& model, Team& team, Isa isa
       task.matrix->PackPanels(task.source, task.begin, task.end, isa);
       file.DoneWith(task.read, task.read_bytes);
       const int64_t now = done.fetch_add(task.bytes, std::memory_order_relaxed) + task.bytes;
-      if (member.index() == 0 && options.on_load) options.on_load(now, memory_.bytes());
+      if (member.index() == 0 && options.on_load) options.on_load(now, total);
     });
   });
 }

@@ -2,7 +2,10 @@
 // floats.
 #pragma once
 
+#include <filesystem>
 #include <functional>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "cpu/packed.h"
@@ -12,28 +15,41 @@
 
 namespace thermocline {
 
+class PackedFile;
+
 struct LoadOptions {
   // Called while weights are packed, with bytes done and in all; may be empty. Must not throw.
   std::function<void(int64_t done, int64_t total)> on_load{};
+  // Where packed weights are kept from one start to the next (cpu/packed_file.h); empty: nowhere.
+  std::filesystem::path packed_file{};
+  // Called with what went wrong with that file, which is never an error; may be empty.
+  std::function<void(const std::string& warning)> on_warning{};
 };
 
 class Weights {
  public:
   // Throws Error when memory runs out or the file is damaged. Refers into neither afterwards.
   Weights(const GgufFile& file, const Model& model, Team& team, Isa isa, const LoadOptions& options);
+  ~Weights();
   Weights(const Weights&) = delete;
 
   const PackedMatrix& matrix(WeightId id) const { return matrices_[id]; }  // empty where the weight is a vector
   const float* vector(WeightId id) const { return vectors_[id].data(); }   // null where it is a matrix
   const std::vector<PackedMatrix>& matrices() const { return matrices_; }
   int64_t bytes() const;
+  // Throws Error if the packed file was cut short under the map: its weights may have read as zeros since.
+  void CheckIntact() const;
 
   static int64_t BytesFor(const Model& model);
 
  private:
+  void Place(const Model& model, uint8_t* at);
+  bool Map(const GgufFile& file, const Model& model, Team& team, int64_t bytes, const LoadOptions& options);
+  void Keep(const GgufFile& file, const Model& model, Team& team, const LoadOptions& options);
   void Pack(const GgufFile& file, const Model& model, Team& team, Isa isa, const LoadOptions& options);
 
-  Buffer memory_;  // of all matrices
+  Buffer memory_;                       // of all matrices, unless they are mapped
+  std::unique_ptr<PackedFile> mapped_;  // where they are
   std::vector<PackedMatrix> matrices_;
   std::vector<std::vector<float>> vectors_;
 };

@@ -3,7 +3,11 @@
 #include "cpu/team.h"
 #include "cpu/topology.h"
 #include "cpu/trace.h"
+#include "models/error.h"
+#include "models/hash.h"
+#include "runtime/catalog.h"
 #include "runtime/progress.h"
+#include "runtime/text_io.h"
 
 namespace thermocline {
 namespace {
@@ -11,9 +15,25 @@ namespace {
 // What the predicted times of a trace come from is measured in memory that no cache holds.
 constexpr int64_t kBandwidthBytes = int64_t{256} << 20;
 
+// One file for each path of a model, so that a model that changes replaces its own.
+std::filesystem::path PackedPath(const std::string& model) {
+  constexpr size_t kStemBytes = 100;  // a file name has at most 255
+  std::error_code error;
+  const std::filesystem::path canonical = std::filesystem::canonical(model, error);
+  const std::string path = error ? model : canonical.string();
+  Hash hash;
+  hash.Add({reinterpret_cast<const uint8_t*>(path.data()), path.size()});
+  return PackedCacheDir() / fmt::format("{}-{:016x}.packed",
+                                        std::filesystem::path(path).stem().string().substr(0, kStemBytes),
+                                        hash.value());
+}
+
 }  // namespace
 
-std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, int n_ctx, int n_threads, Tracer* tracer) {
+std::filesystem::path PackedCacheDir() { return CacheDir() / "packed"; }
+
+std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, int n_ctx, int n_threads, Tracer* tracer,
+                                   bool cache_packed) {
   if (tracer) tracer->set_bandwidth(MeasureReadBandwidth(Team(n_threads).size(), kBandwidthBytes));
   Progress progress("loading", "");
   EngineOptions options;
@@ -21,6 +41,12 @@ std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, int
   options.n_threads = n_threads;
   options.tracer = tracer;
   options.load.on_load = [&](int64_t done, int64_t total) { progress.Update(done, total); };
+  options.load.on_warning = [](const std::string& warning) { Note("warning: {}", TerminalSafe(warning)); };
+  try {
+    if (cache_packed) options.load.packed_file = PackedPath(file.path());
+  } catch (const Error& error) {
+    options.load.on_warning(fmt::format("the packed weights cannot be kept: {}", error.what()));
+  }
   auto engine = std::make_unique<Engine>(file, model, options);
   file.CheckIntact();
   return engine;

@@ -153,7 +153,7 @@ struct BenchOptions {
   std::vector<int> prompts = {512}, generations = {128}, depths = {0}, threads = {0};
   std::vector<std::string> pairs;
   int repetitions = 5;
-  bool roofline = false, contended = false;
+  bool roofline = false, contended = false, cache_packed = false;
   std::optional<std::string> output, svg;
 };
 
@@ -163,6 +163,7 @@ void AddFlags(CommandLine& line, BenchOptions& options) {
   line.AddIntList("-n,--n-gen", &options.generations, 0, kMaxContext, "Decode of so many tokens; 0: none (128)");
   line.AddTextList("--pg", "PP,TG", &options.pairs, "Also -pg: prefill and then decode, as one test; may be repeated");
   line.AddIntList("-d,--n-depth", &options.depths, 0, kMaxContext, "Tokens that the context holds before (0)");
+  line.AddFlag("--cache-packed", &options.cache_packed, kCachePackedHelp);
   line.AddIntList("-t,--threads", &options.threads, 1, kMaxThreads, "Threads (one per physical core)");
   line.AddInt("-r,--repetitions", &options.repetitions, 1, kMaxRepetitions, "Measurements per test (5)");
   line.AddText("-o,--output", "FORMAT", &options.output, "md, csv, json or jsonl (md)");
@@ -239,7 +240,8 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   for (const int n_threads : options.threads) {
     std::optional<Roofs> roofs;
     if (options.roofline) roofs = MeasureRoofs(Team(n_threads).size(), about.float_weights);
-    const auto engine = LoadEngine(file, model, longest->n_depth + longest->n_tokens(), n_threads, trace.tracer());
+    const auto engine = LoadEngine(file, model, longest->n_depth + longest->n_tokens(), n_threads, trace.tracer(),
+                                   options.cache_packed);
     const auto measure = [&](const BenchTest& test, std::optional<int> busy_cpu) {
       results.push_back(RunTest(*engine, *tokenizer, model, test, options.repetitions, busy_cpu));
       results.back().roofs = roofs;

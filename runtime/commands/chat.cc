@@ -33,7 +33,7 @@ struct ChatOptions {
   SamplerParams sampler;
   int64_t seed = -1;
   GenerateOptions generate;
-  bool raw = false;
+  bool raw = false, cache_packed = false;
 };
 
 void AddFlags(CommandLine& line, ChatOptions& options) {
@@ -51,6 +51,7 @@ void AddFlags(CommandLine& line, ChatOptions& options) {
   line.AddInt("-n,--predict,--n-predict", &options.generate.n_predict, -1, kMaxContext,
               "Tokens of an answer at most (-1: until the model ends it)");
   line.AddInt("-t,--threads", &options.n_threads, 1, kMaxThreads, "Threads (one per physical core)");
+  line.AddFlag("--cache-packed", &options.cache_packed, kCachePackedHelp);
   line.AddInt("-s,--seed", &options.seed, -1, UINT32_MAX, "Seed of the choice of words (-1: another one each time)");
   line.AddDouble("--temp,--temperature", &options.sampler.temperature, 0, 100,
                  "Temperature; 0: always the likeliest (0.8)");
@@ -161,7 +162,7 @@ class Chat {
     tokenizer_ = Tokenizer::FromGguf(file);
     if (!options_.raw) template_ = ChatTemplate::Load(file, *tokenizer_, options_.which_template.value_or(""));
     name_ = std::filesystem::path(file.path()).stem().string();
-    engine_ = LoadEngine(file, model, options_.n_ctx, options_.n_threads, tracer);
+    engine_ = LoadEngine(file, model, options_.n_ctx, options_.n_threads, tracer, options_.cache_packed);
     if (engine_->n_ctx() > model.config.n_ctx_train) {
       Note("note: the model was trained for a context of {} tokens, not {}", model.config.n_ctx_train,
            engine_->n_ctx());

@@ -23,7 +23,9 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   line.AddInt("-c,--ctx-size,--ctx", &n_ctx, 4, kMaxContext, "Tokens per chunk; the second half is scored (512)");
   line.AddInt("--chunks", &chunks, -1, kMaxContext, "Chunks at most (-1: all)");
   line.AddInt("-t,--threads", &n_threads, 1, kMaxThreads, "Threads (one per physical core)");
+  bool cache_packed = false;
   TraceFile trace;
+  line.AddFlag("--cache-packed", &cache_packed, kCachePackedHelp);
   trace.AddFlag(line);
   line.AddFlag("--decode", &decode, "Score tokens as they are generated, one a step, not as a prompt");
   line.AddFlag("--json", &json, "Print the result as JSON, with the running value after each chunk");
@@ -37,7 +39,7 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   const auto tokenizer = Tokenizer::FromGguf(file);
   const std::string text = ValidText(*path == "-" ? ReadInput() : ReadText(*path), *path);
   const auto tokens = tokenizer->Encode(text, {.add_bos_eos = true, .parse_special = false});
-  const auto engine = LoadEngine(file, model, n_ctx, n_threads, trace.tracer());
+  const auto engine = LoadEngine(file, model, n_ctx, n_threads, trace.tracer(), cache_packed);
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);
 
   PerplexityOptions options{.n_ctx = n_ctx, .max_chunks = chunks};

@@ -287,6 +287,38 @@ class Chat(unittest.TestCase):
         self.assertEqual(process.returncode, 130)
 
 
+class CachePacked(unittest.TestCase):
+    def test_packs_once_and_answers_the_same(self):
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "model.gguf"
+            model.write_bytes(PARIS.read_bytes())
+            cache = Path(folder) / "cache"
+            environment = dict(ENVIRONMENT, XDG_CACHE_HOME=str(cache))
+
+            def answer(**changes):
+                result = subprocess.run([PROGRAM, "chat", str(model), "-p", "x", "--temp", "0", "--cache-packed"],
+                                        stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE,
+                                        env=dict(environment, **changes))
+                self.assertEqual(result.stdout, b"Paris.\n", result.stderr)
+                return result.stderr.decode()
+
+            self.assertNotIn("warning", answer())
+            packed, = (cache / "thermocline" / "packed").iterdir()
+            self.assertTrue(packed.name.startswith("model-"))
+            inode = packed.stat().st_ino
+            self.assertNotIn("warning", answer())
+            self.assertEqual(packed.stat().st_ino, inode)
+            os.truncate(packed, 100)
+            self.assertIn(f"warning: {packed}: not used, and made anew", answer())
+            self.assertNotIn("warning", answer())
+            self.assertIn("warning: the packed weights cannot be kept: /dev/null/thermocline",
+                          answer(XDG_CACHE_HOME="/dev/null"))
+
+    def test_the_help_says_where(self):
+        for command in ["chat", "bench", "perplexity"]:
+            self.assertIn("~/.cache/thermocline/packed", " ".join(run(command, "--help").stdout.decode().split()))
+
+
 class Terminal:
     """The program on a pseudo-terminal."""
 
