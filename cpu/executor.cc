@@ -53,6 +53,7 @@ struct CpuExecutor::Impl {
        Tracer* tracer);
 
   void MakeKernels();
+  void SetStages();
   void AllocateSlots(int max_rows);
   void CollectRopes();
   int RopeOf(const Op& op) const;
@@ -89,6 +90,7 @@ struct CpuExecutor::Impl {
   std::map<DType, LinearKernel> kernels;
   FloatLinear float_linear;
   std::vector<Stage> stages;
+  InputTap tap;
   std::vector<RopeTable> ropes;
   std::array<Buffer, static_cast<size_t>(Slot::kCount)> slots;
   std::array<int64_t, static_cast<size_t>(Slot::kCount)> strides{};
@@ -118,11 +120,7 @@ CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Is
       max_rows(max_rows),
       span_of_row(max_rows) {
   MakeKernels();
-  stages = MakeStages(program, [this](const Op& op) {
-    for (int i = 0; i < op.n_projections; ++i)
-      if (Matrix(op.projections[i].weight).format()) return true;
-    return false;
-  });
+  SetStages();
   AllocateSlots(max_rows);
   CollectRopes();
   if (tracer) trace.emplace(*tracer, team.size(), model, stages);
@@ -136,6 +134,15 @@ void CpuExecutor::Impl::MakeKernels() {
     else
       float_linear.Prepare(matrix.k());
   }
+}
+
+void CpuExecutor::Impl::SetStages() {
+  const auto needs_quantize = [this](const Op& op) {
+    for (int i = 0; i < op.n_projections; ++i)
+      if (Matrix(op.projections[i].weight).format()) return true;
+    return false;
+  };
+  stages = MakeStages(program, needs_quantize, static_cast<bool>(tap));
 }
 
 void CpuExecutor::Impl::AllocateSlots(int max_rows) {
@@ -254,6 +261,7 @@ void CpuExecutor::Impl::RunTask(RowTask task, const Op* op, bool wanted, int64_t
       ops.quantize(Row(op->in, row), k, prompt ? LoPlane::kLarge : LoPlane::kAll, Quantized(row, k));
       break;
     }
+    case RowTask::kTap: tap(*op, row, {Row(op->in, row), static_cast<size_t>(Width(op->in))}); break;
     case RowTask::kBias:
       for (int i = 0; i < op->n_projections; ++i)
         if (op->projections[i].bias >= 0)
@@ -357,6 +365,12 @@ bool CpuExecutor::Run(const StepView& step, const std::atomic<bool>& cancel) {
 
 std::span<const float> CpuExecutor::Logits(int i) const {
   return {impl_->Row(Slot::kLogits, i), static_cast<size_t>(impl_->config.n_vocab)};
+}
+
+void CpuExecutor::SetInputTap(InputTap tap) {
+  CHECK(!impl_->trace);  // it has counted the stages
+  impl_->tap = std::move(tap);
+  impl_->SetStages();
 }
 
 int64_t CpuExecutor::WeightBytes(const Model& model) { return Weights::BytesFor(model); }

@@ -54,6 +54,9 @@ struct StepView {
   std::span<const int32_t> wanted;     // rows whose logits are wanted, ascending
 };
 
+// Sees row `row` of what a kLinear op reads (of a head: the row-th wanted row); called by several members at once.
+using InputTap = std::function<void(const Op& op, int64_t row, std::span<const float> x)>;
+
 class CpuExecutor {
  public:
   // Loads all weights, as cpu/weights.h says. `tracer`, unless null, learns what every step does.
@@ -66,6 +69,8 @@ class CpuExecutor {
   bool Run(const StepView& step, const std::atomic<bool>& cancel);
   // (n_vocab) of the i-th wanted row.
   std::span<const float> Logits(int i) const;
+
+  void SetInputTap(InputTap tap);  // between runs, without a tracer; empty: none, which costs nothing
 
   int64_t weight_bytes() const;
   std::vector<std::pair<std::string, std::string>> Kernels() const;  // op, kernel it takes

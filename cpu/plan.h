@@ -18,6 +18,7 @@ enum class RowTask : uint8_t {
   kGatedAct,
   kQuantize,  // op.in to two-plane activations
   kBias,      // op.projections' biases
+  kTap,       // op.in to whoever asked for the inputs of products
 };
 
 struct Stage {
@@ -31,9 +32,9 @@ struct Stage {
   std::vector<Task> tasks;  // kRows, in order
 };
 
-// `needs_quantize(op)`: whether a kLinear op has integer weights.
+// `needs_quantize(op)`: whether a kLinear op has integer weights. `tapped`: somebody wants to see what they read.
 template <typename Predicate>
-std::vector<Stage> MakeStages(const Program& program, const Predicate& needs_quantize) {
+std::vector<Stage> MakeStages(const Program& program, const Predicate& needs_quantize, bool tapped) {
   std::vector<Stage> stages;
   const auto add_task = [&](RowTask task, const Op* op, bool wanted) {
     if (stages.empty() || stages.back().kind != Stage::Kind::kRows || stages.back().wanted_rows != wanted)
@@ -53,6 +54,7 @@ std::vector<Stage> MakeStages(const Program& program, const Predicate& needs_qua
         stages.push_back({Stage::Kind::kAttention, &op, false, {}});
         break;
       case OpKind::kLinear: {
+        if (tapped) add_task(RowTask::kTap, &op, op.wanted_rows);
         if (needs_quantize(op)) add_task(RowTask::kQuantize, &op, op.wanted_rows);
         stages.push_back({Stage::Kind::kLinear, &op, op.wanted_rows, {}});
         bool bias = false;

@@ -14,6 +14,7 @@ const char* Name(RowTask task) {
     case RowTask::kGatedAct: return "gated act";
     case RowTask::kQuantize: return "quantize";
     case RowTask::kBias: return "bias";
+    case RowTask::kTap: return "tap";
   }
   return "";
 }

@@ -32,6 +32,17 @@ struct AttentionSplit {
   float* acc;       // (n_queries, head_dim): sum of exp(score - max) * v
 };
 
+// c[i, j] += sum over p of a[p, i] b[p, j].
+struct OuterProducts {
+  const float* a;  // (n_products, m), a_stride floats apart
+  int64_t a_stride;
+  const float* b;  // (n_products, n)
+  int64_t b_stride;
+  float* c;  // (m, n)
+  int64_t c_stride;
+  int64_t m, n, n_products;
+};
+
 struct VectorOps {
   Isa isa;
   // out (+)= x / sqrt(mean(x^2) + eps) * weight; out may be x unless accumulating.
@@ -54,6 +65,7 @@ struct VectorOps {
   // y[n] = sum_k w[n, k] x[k] for rows [0, n) of a float matrix of type F32, F16 or BF16, stride_bytes apart.
   void (*float_gemv)(DType type, const uint8_t* w, int64_t stride_bytes, int64_t n, int64_t k, const float* x,
                      float* y);
+  void (*add_outer_products)(const OuterProducts& args);
 };
 
 // The table of `isa`, which must be able to run here.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <utility>
 
 #include "models/advice.h"
@@ -103,12 +104,17 @@ uint64_t GgufFile::Fingerprint() const {
   return hash.value();
 }
 
+bool GgufFile::Holds(const uint8_t* data) const {
+  const std::less<> before;
+  return !before(data, map_->data()) && before(data, map_->data() + map_->size());
+}
+
 void GgufFile::WillRead(const uint8_t* data, uint64_t bytes) const {
-  map_->WillRead(static_cast<size_t>(data - map_->data()), bytes);
+  if (Holds(data)) map_->WillRead(static_cast<size_t>(data - map_->data()), bytes);
 }
 
 void GgufFile::DoneWith(const uint8_t* data, uint64_t bytes) const {
-  map_->DoneWith(static_cast<size_t>(data - map_->data()), bytes);
+  if (Holds(data)) map_->DoneWith(static_cast<size_t>(data - map_->data()), bytes);
 }
 
 const GgufValue* GgufFile::Find(std::string_view key) const {

@@ -91,13 +91,15 @@ class GgufFile {
   // everything in front of the tensor data, and the first, middle and last 4 KiB of each tensor.
   uint64_t Fingerprint() const;
 
-  // For who reads all tensor data once, front to back; bytes [data, data + bytes) lie in the map.
+  // For who reads all tensor data once, front to back. Data that is not the file's, as where a model's tensors were
+  // replaced, is left alone.
   void WillRead(const uint8_t* data, uint64_t bytes) const;  // soon: may be read from the disk ahead
   void DoneWith(const uint8_t* data, uint64_t bytes) const;  // takes no more of this process's memory
 
  private:
   friend class GgufParser;
   GgufFile();
+  bool Holds(const uint8_t* data) const;
   [[noreturn]] void FailType(std::string_view key, const GgufValue& value, std::string_view wanted) const;
   const GgufValue& Need(std::string_view key) const;
   std::string path_;

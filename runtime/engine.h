@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/executor.h"
 #include "cpu/weights.h"
 #include "models/model.h"
 #include "models/tokenizer.h"
@@ -73,6 +74,9 @@ class Engine {
 
   // From any thread or signal handler: the running (or next) Step throws Cancelled at the next layer.
   void Cancel();
+
+  // Shows `tap` the input of every product from now on (cpu/executor.h); empty: no longer. Without a tracer only.
+  void SetInputTap(InputTap tap);
 
   int64_t weight_bytes() const;  // packed
   int64_t kv_bytes_in_use() const;

@@ -6,6 +6,8 @@
 #include <map>
 #include <mutex>
 
+#include "cpu/isa.h"
+#include "cpu/vector_ops.h"
 #include "models/check.h"
 #include "models/error.h"
 #include "models/gguf_writer.h"
@@ -141,23 +143,28 @@ std::vector<float> ReadRows(const GgufFile& file, const Tensor& tensor, int64_t 
   return rows;
 }
 
-std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DType type,
-                                  std::span<const float> importance, Team& team) {
+std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DType type, const Feedback* feedback,
+                                  Team& team) {
   const int64_t k = tensor.ne[0], n = tensor.ne[1];
   const int64_t row_bytes = k / Info(type).block * Info(type).block_bytes;
-  CHECK(importance.empty() || static_cast<int64_t>(importance.size()) == k);
+  CHECK(feedback == nullptr || feedback->k == k);
+  const VectorOps& ops = VectorOpsFor(ChooseIsa());
+  const bool feeds_back = feedback != nullptr && !feedback->u.empty() && HasEncoder(type);
+  const float* importance = feedback != nullptr ? feedback->weights.data() : nullptr;
   std::vector<uint8_t> bytes(static_cast<size_t>(n * row_bytes));
   std::mutex mutex;
   std::exception_ptr failure;
   int64_t failed_row = n;  // the first, so that the message is the same for any number of threads
   team.Run([&](Team::Member& member) {
-    member.For(n, std::max<int64_t>(1, kChunkWeights / k), [&](int64_t begin, int64_t end) {
+    member.For(n, std::max<int64_t>(24, kChunkWeights / k), [&](int64_t begin, int64_t end) {
       try {
         const std::vector<float> rows = ReadRows(file, tensor, begin, end);
-        for (int64_t row = begin; row < end; ++row) {
-          Quantize(type, rows.data() + (row - begin) * k, importance.empty() ? nullptr : importance.data(), k,
-                   bytes.data() + row * row_bytes);
+        if (feeds_back) {
+          QuantizeWithFeedback(type, *feedback, rows, bytes.data() + begin * row_bytes, ops);
+          return;
         }
+        for (int64_t row = begin; row < end; ++row)
+          Quantize(type, rows.data() + (row - begin) * k, importance, k, bytes.data() + row * row_bytes);
       } catch (...) {
         const std::lock_guard lock(mutex);
         if (begin < failed_row) {

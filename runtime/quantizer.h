@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cpu/feedback.h"
 #include "cpu/team.h"
 #include "models/model.h"
 #include "runtime/output_file.h"
@@ -42,9 +43,10 @@ uint64_t PlannedBytes(const GgufFile& file, std::span<const DType> types);
 // what block types can hold.
 std::vector<float> ReadRows(const GgufFile& file, const Tensor& tensor, int64_t begin, int64_t end);
 
-// The whole tensor as `type`. importance: (K) factors of the squared errors per column, or empty. Throws as ReadRows.
-std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DType type,
-                                  std::span<const float> importance, Team& team);
+// The whole tensor as `type`. `feedback`: of the inputs that its rows meet, with or without `u`; null: all errors count
+// alike. Throws as ReadRows.
+std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DType type, const Feedback* feedback,
+                                  Team& team);
 
 // Writes the file with tensors[i] as types[i], whose bytes `encode(i)` gives where the type changes. Does not commit.
 void WriteQuantized(const GgufFile& file, std::span<const DType> types,

@@ -193,9 +193,19 @@ void FloatGemv(DType type, const uint8_t* w, int64_t stride_bytes, int64_t n, in
   }
 }
 
+void AddOuterProducts(const OuterProducts& args) {
+  for (int64_t i = 0; i < args.m; ++i)
+    for (int64_t j = 0; j < args.n; ++j) {
+      double sum = args.c[i * args.c_stride + j];
+      for (int64_t p = 0; p < args.n_products; ++p)
+        sum += double{args.a[p * args.a_stride + i]} * args.b[p * args.b_stride + j];
+      args.c[i * args.c_stride + j] = static_cast<float>(sum);
+    }
+}
+
 }  // namespace
 
-const VectorOps kVectorOpsScalar = {Isa::kScalar, RmsNorm, Rope,      GatedAct, Add,
-                                    Quantize,     StoreKv, Attention, Merge,    FloatGemv};
+const VectorOps kVectorOpsScalar = {Isa::kScalar, RmsNorm, Rope,      GatedAct,        Add, Quantize, StoreKv,
+                                    Attention,    Merge,   FloatGemv, AddOuterProducts};
 
 }  // namespace thermocline

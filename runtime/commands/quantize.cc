@@ -1,13 +1,22 @@
+#include <cctype>
+#include <charconv>
+#include <map>
+
 #include "cpu/team.h"
 #include "models/error.h"
 #include "models/quoted.h"
+#include "runtime/auto_quantize.h"
+#include "runtime/calibration.h"
 #include "runtime/catalog.h"
 #include "runtime/commands/commands.h"
+#include "runtime/load.h"
 #include "runtime/quantizer.h"
 #include "runtime/text_io.h"
 
 namespace thermocline {
 namespace {
+
+constexpr int kCalibrationContext = 512;  // tokens; the perplexity of short and long contexts profits alike
 
 std::string TypeNames() {
   std::string names;
@@ -26,43 +35,144 @@ DType ParseType(const std::string& name) {
                                nearest.empty() ? "" : fmt::format(" (did you mean {}?)", nearest), TypeNames()));
 }
 
+struct Request {
+  std::string in, out;
+  std::optional<std::string> type, text, eval;
+  bool pure = false, automatic = false;
+  double max_loss = 0.01;
+  int n_threads = 0;
+};
+
+// "1%" or "1": percent both.
+double ParsePercent(std::string_view text) {
+  const std::string_view number = text.ends_with('%') ? text.substr(0, text.size() - 1) : text;
+  double value = 0;
+  const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), value);
+  if (error != std::errc{} || number.empty() || end != number.data() + number.size() || !(value > 0 && value <= 100))
+    throw UsageError(fmt::format("--max-loss: {} is not a percentage above 0 and up to 100%", Quoted(text)));
+  return value / 100;
+}
+
+// False: help was asked for.
+bool ParseRequest(const Command& command, std::vector<std::string> args, Request& request) {
+  CommandLine line(command);
+  std::optional<std::string> max_loss;
+  line.AddPositional("IN", &request.in,
+                     "The model: a GGUF file with weights wider than the type, or a name in the cache");
+  line.AddPositional("OUT", &request.out, "The GGUF file to write; it appears when it is whole");
+  line.AddText("--type", "TYPE", &request.type, "What matrices become: " + TypeNames());
+  line.AddFlag("--pure", &request.pure, "Embedding and output head become that type too, not one step wider");
+  line.AddText("--text", "FILE", &request.text,
+               "A text like those the model will meet: what it does to the model decides which errors matter");
+  line.AddFlag("--auto", &request.automatic, "Find the smallest file within --max-loss; needs --text");
+  line.AddText("--max-loss", "PERCENT", &max_loss, "How much higher perplexity on unseen text may be (1%)");
+  line.AddText("--eval", "FILE", &request.eval, "The unseen text; without it, the second half of --text");
+  line.AddInt("-t,--threads", &request.n_threads, 1, kMaxThreads, "Threads (one per physical core)");
+  line.SetFooter(
+      "Norms and biases stay as they are. Rows that blocks of 256 weights do not divide become Q5_0, Q5_1 or Q8_0\n"
+      "instead of Q4_K, Q5_K or Q6_K. With --text, each weight's rounding error is made up for by those after it.");
+  if (!line.Parse(std::move(args))) return false;
+  if (request.in.empty() || request.out.empty()) throw UsageError("IN and OUT are needed");
+  if (!request.type && !request.automatic) throw UsageError("--type is missing, or --auto");
+  if (request.automatic && (request.type || request.pure))
+    throw UsageError("--auto chooses types: leave out --type and --pure");
+  if (request.automatic && !request.text) throw UsageError("--auto needs --text");
+  if (!request.automatic && (request.eval || max_loss)) throw UsageError("--eval and --max-loss belong to --auto");
+  if (max_loss) request.max_loss = ParsePercent(*max_loss);
+  return true;
+}
+
+std::vector<TokenId> ReadTokens(const Tokenizer& tokenizer, const std::string& path) {
+  return tokenizer.Encode(ValidText(ReadText(path), path), {.add_bos_eos = true, .parse_special = false});
+}
+
+Calibration Calibrate(const Model& model, Engine& engine, std::span<const TokenId> tokens) {
+  Calibration calibration(model, engine, tokens, engine.n_ctx(), true);
+  if (!calibration.has_feedback())
+    Note("there is too little memory for how inputs go together: each counts for itself, and the loss will be larger");
+  return calibration;
+}
+
+int Context(const Model& model) { return std::min(kCalibrationContext, model.config.n_ctx_train); }
+
+void ShowTrial(const Trial& trial) {
+  WriteOut(fmt::format("{:>10}  {:>10.4f}  {:>+8.2f} % +- {:<5.2f}  {:>8.5f}  {}\n",
+                       HumanBytes(static_cast<double>(trial.file_bytes)), trial.judgement.perplexity,
+                       100 * trial.judgement.loss, 100 * trial.judgement.loss_error, trial.judgement.kl, trial.recipe));
+}
+
+void WriteAuto(const GgufFile& file, const Model& model, const Request& request, OutputFile& out) {
+  const auto tokenizer = Tokenizer::FromGguf(file);
+  const int n_ctx = Context(model);
+  std::vector<TokenId> text = ReadTokens(*tokenizer, *request.text), unseen;
+  if (request.eval) {
+    unseen = ReadTokens(*tokenizer, *request.eval);
+  } else {
+    unseen.assign(text.begin() + static_cast<std::ptrdiff_t>(text.size() / 2), text.end());
+    text.resize(text.size() / 2);
+  }
+  for (const auto& tokens : {text, unseen})
+    if (tokens.size() < static_cast<size_t>(n_ctx))
+      throw Error("{} tokens to learn from and {} to judge by: each needs {}. Take a longer text.", text.size(),
+                  unseen.size(), n_ctx);
+  auto engine = LoadEngine(file, model, n_ctx, request.n_threads);
+  const Judge judge(*engine, *tokenizer, unseen, n_ctx);
+  const Calibration calibration = Calibrate(model, *engine, text);
+  engine.reset();
+  WriteOut(fmt::format("learned from {} tokens, judged by {} unseen predictions\n\n{:>10}  {:>10}  {:<19}  {:>8}  {}\n",
+                       text.size(), judge.n_scored(), "file", "perplexity", "    loss", "KL", "recipe"));
+  WriteOut(fmt::format("{:>10}  {:>10.4f}  {:<19}  {:>8}  {}\n", HumanBytes(static_cast<double>(file.file_bytes())),
+                       judge.reference_perplexity(), "", "", "the source"));
+  AutoQuantizer quantizer(
+      file, model, calibration, judge, *tokenizer, text,
+      {.max_loss = request.max_loss, .n_ctx = n_ctx, .n_threads = request.n_threads, .on_trial = ShowTrial});
+  const std::vector<DType> types = quantizer.Search();
+  WriteOut("\n");
+  WriteQuantized(
+      file, types, [&](size_t i) { return quantizer.Encoded(i, types[i]); }, out);
+}
+
+void WriteTyped(const GgufFile& file, const Model& model, const Request& request, DType type, OutputFile& out) {
+  const QuantizePlan plan = PlanTypes(file, model, type, request.pure);
+  for (const std::string& note : plan.notes) Note("{}", note);
+  std::map<const Tensor*, const Feedback*> feedback;
+  std::optional<Calibration> calibration;
+  if (request.text) {
+    const auto tokens = ReadTokens(*Tokenizer::FromGguf(file), *request.text);
+    calibration = Calibrate(model, *LoadEngine(file, model, Context(model), request.n_threads), tokens);
+    for (size_t id = 0; id < model.weights.size(); ++id)
+      feedback[model.weights[id].tensor] = calibration->Find(static_cast<WeightId>(id));
+  }
+  Team team(request.n_threads);
+  const auto encode = [&](size_t i) {
+    const Tensor& tensor = file.tensors()[i];
+    return EncodeTensor(file, tensor, plan.types[i], feedback[&tensor], team);
+  };
+  WriteQuantized(file, plan.types, encode, out);
+}
+
 }  // namespace
 
 int RunQuantize(const Command& command, std::vector<std::string> args) {
-  CommandLine line(command);
-  std::string in, out;
-  std::optional<std::string> type_name;
-  bool pure = false;
-  int n_threads = 0;
-  line.AddPositional("IN", &in, "The model: a GGUF file with weights wider than the type, or a name in the cache");
-  line.AddPositional("OUT", &out, "The GGUF file to write; it appears when it is whole");
-  line.AddText("--type", "TYPE", &type_name, "What matrices become: " + TypeNames());
-  line.AddFlag("--pure", &pure, "Embedding and output head become that type too, not one step wider");
-  line.AddInt("-t,--threads", &n_threads, 1, kMaxThreads, "Threads (one per physical core)");
-  line.SetFooter(
-      "Norms and biases stay as they are. Rows that blocks of 256 weights do not divide become Q5_0, Q5_1 or Q8_0\n"
-      "instead of Q4_K, Q5_K or Q6_K.");
-  if (!line.Parse(std::move(args))) return kGood;
-  if (in.empty() || out.empty()) throw UsageError("IN and OUT are needed");
-  if (!type_name) throw UsageError("--type is missing");
-  const DType type = ParseType(*type_name);
-
-  const std::filesystem::path in_path = ResolveModel(in);
-  if (IsSameFile(in_path, out))
-    throw Error("{}: IN and OUT are the same file; name another one for OUT", TerminalSafe(out));
-  const GgufFile file = GgufFile::Open(in_path);
+  Request request;
+  if (!ParseRequest(command, std::move(args), request)) return kGood;
+  const DType type = request.type ? ParseType(*request.type) : DType::kF32;
+  const std::filesystem::path in = ResolveModel(request.in);
+  if (IsSameFile(in, request.out))
+    throw Error("{}: IN and OUT are the same file; name another one for OUT", TerminalSafe(request.out));
+  for (const auto& text : {request.text, request.eval})
+    if (text && IsSameFile(*text, request.out))
+      throw Error("{}: the text and OUT are the same file; name another one for OUT", TerminalSafe(request.out));
+  const GgufFile file = GgufFile::Open(in);
   const Model model = Model::FromGguf(file);
-  const QuantizePlan plan = PlanTypes(file, model, type, pure);
-  for (const std::string& note : plan.notes) Note("{}", note);
-
-  OutputFile file_out(out);
-  Team team(n_threads);
-  WriteQuantized(
-      file, plan.types, [&](size_t i) { return EncodeTensor(file, file.tensors()[i], plan.types[i], {}, team); },
-      file_out);
-  const uint64_t bytes = file_out.size();
-  file_out.Commit();
-  WriteOut(fmt::format("{}: {}, from {}\n", TerminalSafe(out), HumanBytes(static_cast<double>(bytes)),
+  OutputFile out(request.out);
+  if (request.automatic)
+    WriteAuto(file, model, request, out);
+  else
+    WriteTyped(file, model, request, type, out);
+  const uint64_t bytes = out.size();
+  out.Commit();
+  WriteOut(fmt::format("{}: {}, from {}\n", TerminalSafe(request.out), HumanBytes(static_cast<double>(bytes)),
                        HumanBytes(static_cast<double>(file.file_bytes()))));
   return kGood;
 }

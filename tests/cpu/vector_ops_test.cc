@@ -320,5 +320,28 @@ TEST_CASE("float_gemv equals the reference for every type, and a row does not de
   });
 }
 
+TEST_CASE("add_outer_products equals the reference") {
+  ForEach({1, 7, 8, 15, 16, 17, 31, 33, 64, 100}, [](const VectorOps& ops, int n, Flush flush) {
+    for (int m : {0, 1, 3, 4, 6, 7, 13})
+      for (int n_products : {0, 1, 2, 40}) {
+        CAPTURE(m);
+        CAPTURE(n_products);
+        Random random(n + m);
+        const int a_stride = m + 1, b_stride = n + 3, c_stride = n + 2;
+        const auto size = [](int rows, int stride, int columns) {
+          return rows == 0 || columns == 0 ? size_t{0} : size_t(rows - 1) * stride + columns;
+        };
+        const GuardedBuffer<float> a(random.Normals(size(n_products, a_stride, m)), 4, flush);
+        const GuardedBuffer<float> b(random.Normals(size(n_products, b_stride, n)), 4, flush);
+        std::vector<float> expected = random.Normals(size(m, c_stride, n));
+        GuardedBuffer<float> c(expected, 4, flush);
+        ops.add_outer_products({a.data(), a_stride, b.data(), b_stride, c.data(), c_stride, m, n, n_products});
+        Reference().add_outer_products(
+            {a.data(), a_stride, b.data(), b_stride, expected.data(), c_stride, m, n, n_products});
+        CheckNear(c.ToVector(), expected, [&](size_t) { return kEpsilon * 8 * (n_products + 4); });
+      }
+  });
+}
+
 }  // namespace
 }  // namespace thermocline::test

@@ -166,7 +166,12 @@ class Usage(unittest.TestCase):
             (["perplexity"], "--text is missing"),
             (["perplexity", "--text", "x", "--chunks", "0"], "--chunks: 0 is out of range"),
             (["quantize", "a"], "IN and OUT are needed"),
-            (["quantize", "a", "b"], "--type is missing"),
+            (["quantize", "a", "b"], "--type is missing, or --auto"),
+            (["quantize", "a", "b", "--auto"], "--auto needs --text"),
+            (["quantize", "a", "b", "--auto", "--text", "c", "--pure"], "leave out --type and --pure"),
+            (["quantize", "a", "b", "--type", "Q4_0", "--eval", "c"], "--eval and --max-loss belong to --auto"),
+            (["quantize", "a", "b", "--auto", "--text", "c", "--max-loss", "1 %"], "--max-loss: '1 %' is not a percentage"),
+            (["quantize", "a", "b", "--auto", "--text", "c", "--max-loss", "0"], "is not a percentage above 0"),
             (["quantize", "a", "b", "--type", "Q4_k_m"], "unknown type 'Q4_k_m' (did you mean Q4_K?); it is one of Q4_0"),
             (["bench", "-o", "xml"], "'xml' is none of md, csv, json, jsonl"),
             (["bench", "-t", "1,,2"], "-t/--threads: '' is not a whole number"),
@@ -526,6 +531,35 @@ class Text(unittest.TestCase):
         again = run("quantize", folder / "Q8_0.gguf", folder / "again.gguf", "--type", "Q8_0")
         self.assertEqual((again.returncode, again.stdout), (1, b""))
         self.assertIn(b"nothing to do", again.stderr)
+
+    def test_quantize_with_a_text(self):
+        text, short, out = HERE / "digits.txt", HERE / "short.txt", HERE / "learned.gguf"
+        text.write_text("0123456789" * 120)
+        short.write_text("0123456789" * 90)
+        result = run("quantize", PARIS, out, "--type", "Q4_0", "--text", text)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(run("chat", out, "-p", "Capital?", "--temp", "0").stdout, b"Paris.\n")
+        # Zeros and ones are the same in 4 bits: nothing is lost.
+        result = run("quantize", PARIS, out, "--auto", "--text", text, "--max-loss", "0.5%")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        table = result.stdout.decode()
+        self.assertIn("learned from 600 tokens, judged by 255 unseen predictions", table)
+        for recipe in ("the source", "Q4_0, plain rounding", "Q8_0, error feedback", "Q4_0, error feedback"):
+            self.assertRegex(table, rf"(?m)B +\d+\.\d{{4}} .* {recipe}$")
+        self.assertEqual(run("chat", out, "-p", "Capital?", "--temp", "0").stdout, b"Paris.\n")
+        before = out.read_bytes()
+        for args, message in ((["--text", short], "450 tokens to learn from and 450 to judge by: each needs 512"),
+                              (["--text", text, "--eval", short, "--max-loss", "1e-9%"], None),
+                              (["--text", HERE / "missing.txt"], "missing.txt: cannot be opened")):
+            result = run("quantize", PARIS, out, "--auto", *args)
+            self.assertEqual(result.returncode, 0 if message is None else 1, result.stderr)
+            if message is not None:
+                self.assertIn(message, result.stderr.decode())
+            self.assertEqual(out.read_bytes(), before)
+        result = run("quantize", PARIS, text, "--type", "Q4_0", "--text", text)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(b"the text and OUT are the same file", result.stderr)
+        self.assertEqual(text.read_text()[:10], "0123456789")
 
     def test_quantize_keeps_what_is_there(self):
         folder = HERE / "kept"

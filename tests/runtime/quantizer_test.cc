@@ -83,9 +83,9 @@ TEST_CASE("quantizer: a weight that cannot be stored is refused by name and plac
     }
     const GgufFile file = writer.Open();
     Team team(2);
-    CHECK_THROWS_WITH_AS(EncodeTensor(file, *file.FindTensor("blk.1.ffn_up.weight"), DType::kQ4_0, {}, team),
+    CHECK_THROWS_WITH_AS(EncodeTensor(file, *file.FindTensor("blk.1.ffn_up.weight"), DType::kQ4_0, nullptr, team),
                          doctest::Contains(message), Error);
-    CHECK_THROWS_WITH_AS(EncodeTensor(file, *file.FindTensor("blk.1.ffn_up.weight"), DType::kQ4_0, {}, team),
+    CHECK_THROWS_WITH_AS(EncodeTensor(file, *file.FindTensor("blk.1.ffn_up.weight"), DType::kQ4_0, nullptr, team),
                          doctest::Contains("tensor 'blk.1.ffn_up.weight'"), Error);
   }
 }

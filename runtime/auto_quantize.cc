@@ -1,0 +1,251 @@
+#include "runtime/auto_quantize.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <memory>
+
+#include "cpu/isa.h"
+#include "models/check.h"
+#include "models/error.h"
+#include "models/gguf_writer.h"
+#include "models/quantize.h"
+#include "runtime/progress.h"
+#include "runtime/quantizer.h"
+
+namespace thermocline {
+namespace {
+
+// Rows of a tensor that stand for all when its error is measured per type: the ratios of types vary by 2 % among 48.
+constexpr int64_t kSampleRows = 48;
+// Chunks of the calibration text on which the sensitivity of a group is measured.
+constexpr int64_t kSensitivityChunks = 2;
+constexpr int kMaxMixtures = 7;
+// Two files nearer than this are the same size.
+constexpr double kSizeTolerance = 0.004;
+
+// "blk.7.ffn_down.weight" of 30 layers: "ffn_down 1/3"; what is no layer's is a group of its own.
+std::string GroupOf(std::string_view name, int n_layer) {
+  constexpr std::string_view kPrefix = "blk.";
+  if (!name.starts_with(kPrefix)) return std::string(name);
+  int layer = 0;
+  const auto [end, error] = std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), layer);
+  CHECK(error == std::errc{});  // the model was built from this name
+  return fmt::format("{} {}/3", std::string_view(end + 1, name.data() + name.size()), 3 * layer / n_layer + 1);
+}
+
+}  // namespace
+
+AutoQuantizer::AutoQuantizer(const GgufFile& file, const Model& model, const Calibration& calibration,
+                             const Judge& judge, const Tokenizer& tokenizer, std::span<const TokenId> calibration_text,
+                             AutoOptions options)
+    : file_(file),
+      model_(model),
+      calibration_(calibration),
+      judge_(judge),
+      tokenizer_(tokenizer),
+      calibration_text_(calibration_text),
+      options_(std::move(options)),
+      team_(options_.n_threads) {
+  ListCandidates();
+  if (candidates_.empty()) throw Error("{}: nothing to do: no matrix has more bits than Q4_0 already", file.path());
+}
+
+const Feedback* AutoQuantizer::FeedbackOf(size_t tensor) const {
+  for (const Candidate& candidate : candidates_)
+    if (candidate.tensor == tensor) return calibration_.Find(candidate.id);
+  return nullptr;
+}
+
+void AutoQuantizer::ListCandidates() {
+  for (size_t id = 0; id < model_.weights.size(); ++id) {
+    const Weight& weight = model_.weights[id];
+    if (!weight.matrix) continue;
+    Candidate candidate = {.tensor = static_cast<size_t>(weight.tensor - file_.tensors().data()),
+                           .id = static_cast<WeightId>(id),
+                           .n = weight.n,
+                           .k = weight.k,
+                           .group = GroupOf(weight.tensor->name, model_.config.n_layer),
+                           .choices{}};
+    for (const DType type : QuantizeTypes()) {
+      if (weight.k % Info(type).block != 0 || BitsPerWeight(weight.tensor->type) <= BitsPerWeight(type)) continue;
+      candidate.choices.push_back({type, TensorBytes(*weight.tensor, type), 0});
+    }
+    if (!candidate.choices.empty()) candidates_.push_back(std::move(candidate));
+  }
+}
+
+// Of each choice, from rows spread over the tensor.
+void AutoQuantizer::MeasureErrors(Candidate& candidate) {
+  const Tensor& tensor = file_.tensors()[candidate.tensor];
+  const Feedback* feedback = calibration_.Find(candidate.id);
+  const VectorOps& ops = VectorOpsFor(ChooseIsa());
+  const int64_t rows = std::min(kSampleRows, candidate.n);
+  std::vector<float> sample;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t row = i * candidate.n / rows;
+    const std::vector<float> values = ReadRows(file_, tensor, row, row + 1);
+    sample.insert(sample.end(), values.begin(), values.end());
+  }
+  for (Choice& choice : candidate.choices) {
+    std::vector<uint8_t> bytes(sample.size() / Info(choice.type).block * Info(choice.type).block_bytes);
+    double error = 0;
+    if (feedback != nullptr && !feedback->u.empty()) {
+      error = QuantizeWithFeedback(choice.type, *feedback, sample, bytes.data(), ops);
+    } else {
+      std::vector<float> values(sample.size());
+      Quantize(choice.type, sample.data(), nullptr, static_cast<int64_t>(sample.size()), bytes.data());
+      Dequantize(choice.type, bytes.data(), static_cast<int64_t>(sample.size()), values.data());
+      for (size_t i = 0; i < values.size(); ++i) {
+        const double d = double{sample[i]} - values[i];
+        error += d * d * (feedback == nullptr ? 1 : feedback->weights[i % static_cast<size_t>(candidate.k)]);
+      }
+    }
+    choice.error = error * static_cast<double>(candidate.n) / static_cast<double>(rows);
+  }
+}
+
+const std::vector<uint8_t>& AutoQuantizer::Encoded(size_t tensor, DType type) {
+  std::vector<uint8_t>& bytes = encoded_[{tensor, type}];
+  if (bytes.empty()) bytes = EncodeTensor(file_, file_.tensors()[tensor], type, FeedbackOf(tensor), team_);
+  return bytes;
+}
+
+std::vector<DType> AutoQuantizer::Uniform(DType type) const {
+  std::vector<DType> types;
+  for (const Tensor& tensor : file_.tensors()) types.push_back(tensor.type);
+  for (const Candidate& candidate : candidates_) {
+    const DType fitting = FittingType(type, candidate.k);
+    for (const Choice& choice : candidate.choices)
+      if (choice.type == fitting) types[candidate.tensor] = fitting;
+  }
+  return types;
+}
+
+// Each tensor's best type where a byte costs this much KL.
+std::vector<DType> AutoQuantizer::Mixture(double bytes_price) const {
+  std::vector<DType> types;
+  for (const Tensor& tensor : file_.tensors()) types.push_back(tensor.type);
+  for (const Candidate& candidate : candidates_) {
+    double least = INFINITY;
+    for (const Choice& choice : candidate.choices) {
+      const double cost =
+          sensitivity_.at(candidate.group) * choice.error + bytes_price * static_cast<double>(choice.bytes);
+      if (cost >= least) continue;
+      least = cost;
+      types[candidate.tensor] = choice.type;
+    }
+  }
+  return types;
+}
+
+double AutoQuantizer::PredictedKl(std::span<const DType> types) const {
+  double kl = 0;
+  for (const Candidate& candidate : candidates_)
+    for (const Choice& choice : candidate.choices)
+      if (choice.type == types[candidate.tensor]) kl += sensitivity_.at(candidate.group) * choice.error;
+  return kl;
+}
+
+std::vector<DType> AutoQuantizer::MixtureOfKl(double kl) const {
+  double low = 1e-20, high = 1;  // of the price, KL per byte
+  for (int i = 0; i < 60; ++i) {
+    const double middle = std::sqrt(low * high);
+    (PredictedKl(Mixture(middle)) > kl ? high : low) = middle;
+  }
+  return Mixture(low);
+}
+
+std::unique_ptr<Engine> AutoQuantizer::MakeEngine(std::span<const DType> types, bool plain) {
+  std::vector<Tensor> tensors = file_.tensors();
+  std::vector<std::vector<uint8_t>> plain_bytes;
+  Progress progress("quantizing", "");
+  for (size_t i = 0; i < types.size(); ++i) {
+    progress.Update(static_cast<int64_t>(i), static_cast<int64_t>(types.size()));
+    if (types[i] == tensors[i].type) continue;
+    if (plain) plain_bytes.push_back(EncodeTensor(file_, file_.tensors()[i], types[i], nullptr, team_));
+    const std::vector<uint8_t>& bytes = plain ? plain_bytes.back() : Encoded(i, types[i]);
+    tensors[i].type = types[i];
+    tensors[i].data = bytes.data();
+    tensors[i].bytes = bytes.size();
+  }
+  Model model = model_;
+  for (Weight& weight : model.weights)
+    weight.tensor = &tensors[static_cast<size_t>(weight.tensor - file_.tensors().data())];
+  EngineOptions options;
+  options.n_ctx = options_.n_ctx;
+  options.n_threads = options_.n_threads;
+  return std::make_unique<Engine>(file_, model, options);
+}
+
+Trial AutoQuantizer::Try(std::string recipe, std::span<const DType> types, bool plain) {
+  const Trial trial{std::move(recipe), PlannedBytes(file_, types), judge_.Measure(*MakeEngine(types, plain))};
+  if (options_.on_trial) options_.on_trial(trial);
+  return trial;
+}
+
+// KL from all in 8 bits when one group has 4, for each group, over the error that its tensors then have.
+void AutoQuantizer::MeasureSensitivity() {
+  for (Candidate& candidate : candidates_) MeasureErrors(candidate);
+  const std::vector<DType> wide = Uniform(DType::kQ8_0), narrow = Uniform(DType::kQ4_0);
+  const auto length =
+      std::min<size_t>(calibration_text_.size(), static_cast<size_t>(kSensitivityChunks * options_.n_ctx));
+  const Judge judge(*MakeEngine(wide, false), tokenizer_, calibration_text_.first(length), options_.n_ctx);
+  std::map<std::string, double> errors;
+  for (const Candidate& candidate : candidates_)
+    for (const Choice& choice : candidate.choices)
+      if (choice.type == narrow[candidate.tensor]) errors[candidate.group] += choice.error;
+  Progress progress("measuring sensitivity", "");
+  int64_t done = 0;
+  for (const auto& [group, error] : errors) {
+    std::vector<DType> types = wide;
+    for (const Candidate& candidate : candidates_)
+      if (candidate.group == group) types[candidate.tensor] = narrow[candidate.tensor];
+    const double kl = judge.Measure(*MakeEngine(types, false)).kl;
+    sensitivity_[group] = error > 0 ? std::max(kl, 1e-7) / error : 0;
+    progress.Update(++done, static_cast<int64_t>(errors.size()));
+  }
+}
+
+std::vector<DType> AutoQuantizer::Search() {
+  Try("Q4_0, plain rounding", Uniform(DType::kQ4_0), true);
+  const std::vector<DType> narrow = Uniform(DType::kQ4_0);
+  std::vector<DType> best = Uniform(DType::kQ8_0);
+  const Trial widest = Try("Q8_0, error feedback", best);
+  if (widest.judgement.loss > options_.max_loss)
+    throw Error("even 8 bits lose {:.3f} % of perplexity on this text, more than {:.3f} %: allow a larger --max-loss",
+                100 * widest.judgement.loss, 100 * options_.max_loss);
+  const Trial narrowest = Try("Q4_0, error feedback", narrow);
+  if (narrowest.judgement.loss <= options_.max_loss) return narrow;
+  MeasureSensitivity();
+
+  // Loss grows with predicted KL; the bracket closes by linear interpolation, a little to the safe side.
+  struct End {
+    double kl, loss;
+    double bytes;
+  };
+  End good{PredictedKl(best), widest.judgement.loss, static_cast<double>(widest.file_bytes)};
+  End bad{PredictedKl(narrow), narrowest.judgement.loss, static_cast<double>(narrowest.file_bytes)};
+  for (int i = 0; i < kMaxMixtures && good.bytes - bad.bytes > kSizeTolerance * good.bytes; ++i) {
+    const double part = std::clamp((options_.max_loss - good.loss) / (bad.loss - good.loss), 0.08, 0.92);
+    const std::vector<DType> types = MixtureOfKl(good.kl + 0.97 * part * (bad.kl - good.kl));
+    std::map<DType, int64_t> weights;
+    int64_t all = 0;
+    for (const Candidate& candidate : candidates_) {
+      weights[types[candidate.tensor]] += candidate.n * candidate.k;
+      all += candidate.n * candidate.k;
+    }
+    std::string recipe;
+    for (const auto& [type, n] : weights)
+      recipe += fmt::format("{}{} {:.0f} %", recipe.empty() ? "" : ", ", Info(type).name, 100.0 * n / all);
+    const Trial trial = Try(recipe, types);
+    const End end{PredictedKl(types), trial.judgement.loss, static_cast<double>(trial.file_bytes)};
+    const bool within = trial.judgement.loss <= options_.max_loss;
+    if (within ? end.bytes >= good.bytes : end.bytes <= bad.bytes) break;  // the types have no file in between
+    if (within) best = types;
+    (within ? good : bad) = end;
+  }
+  return best;
+}
+
+}  // namespace thermocline

@@ -1,0 +1,86 @@
+// The search behind `quantize --auto`: the smallest file whose perplexity stays near the source's.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/team.h"
+#include "models/model.h"
+#include "runtime/calibration.h"
+#include "runtime/judge.h"
+
+namespace thermocline {
+
+struct Trial {
+  std::string recipe;
+  uint64_t file_bytes;
+  Judgement judgement;
+};
+
+struct AutoOptions {
+  double max_loss = 0.01;
+  int n_ctx = 512;  // of all texts
+  int n_threads = 0;
+  std::function<void(const Trial&)> on_trial{};  // as they come; may be empty
+};
+
+// Tries, each judged on the held-out text: Q4_0 by plain rounding, for comparison; all in 8 bits and all in 4 bits with
+// error feedback; and mixtures, each tensor as wide as pays most. How much a bit more is worth is measured: what each
+// role in each third of the layers costs in 4 bits, and for each tensor how its error falls with the type.
+class AutoQuantizer {
+ public:
+  // `calibration_text` is of one chunk at least. The judge's reference is the model of `file`.
+  AutoQuantizer(const GgufFile& file, const Model& model, const Calibration& calibration, const Judge& judge,
+                const Tokenizer& tokenizer, std::span<const TokenId> calibration_text, AutoOptions options);
+
+  // By tensor of the file, the types of the smallest within the loss. Throws Error where even 8 bits lose more.
+  std::vector<DType> Search();
+  // The tensor as Search had it.
+  const std::vector<uint8_t>& Encoded(size_t tensor, DType type);
+
+ private:
+  struct Choice {  // a type that a tensor may get
+    DType type;
+    uint64_t bytes;
+    double error;  // expected squared error of its outputs
+  };
+  struct Candidate {  // a matrix of the model
+    size_t tensor;
+    WeightId id;
+    int64_t n, k;
+    std::string group;  // role and third
+    std::vector<Choice> choices;
+  };
+
+  const Feedback* FeedbackOf(size_t tensor) const;
+  void ListCandidates();
+  void MeasureErrors(Candidate& candidate);
+  std::vector<DType> Uniform(DType type) const;
+  std::vector<DType> Mixture(double bytes_price) const;
+  double PredictedKl(std::span<const DType> types) const;
+  std::vector<DType> MixtureOfKl(double kl) const;
+  // Of the model with these types, its tensors encoded with feedback or each weight for itself.
+  std::unique_ptr<Engine> MakeEngine(std::span<const DType> types, bool plain);
+  void MeasureSensitivity();
+  Trial Try(std::string recipe, std::span<const DType> types, bool plain = false);
+
+  const GgufFile& file_;
+  const Model& model_;
+  const Calibration& calibration_;
+  const Judge& judge_;
+  const Tokenizer& tokenizer_;
+  const std::span<const TokenId> calibration_text_;
+  const AutoOptions options_;
+  Team team_;
+  std::vector<Candidate> candidates_;
+  std::map<std::string, double> sensitivity_;                         // group to KL per error
+  std::map<std::pair<size_t, DType>, std::vector<uint8_t>> encoded_;  // with feedback
+};
+
+}  // namespace thermocline

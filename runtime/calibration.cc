@@ -1,0 +1,135 @@
+#include "runtime/calibration.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/isa.h"
+#include "cpu/team.h"
+#include "cpu/topology.h"
+#include "models/check.h"
+#include "models/error.h"
+#include "runtime/progress.h"
+
+namespace thermocline {
+namespace {
+
+// Rows of one step, whose inputs are kept until they are summed up.
+constexpr int kRows = 128;
+// Rows of a second moment that one member sums up at a time.
+constexpr int64_t kGramRows = 48;
+// Of the memory that is free, second moments may take this part.
+constexpr double kMemoryPart = 0.5;
+
+// What one group of products reads.
+struct Input {
+  WeightId key;
+  int64_t k;
+  std::vector<float> rows;  // (kRows, k) of the step at hand
+  std::vector<float> gram;  // (k, k), upper triangle; or (k), its diagonal
+};
+
+// A row much larger than the others, as the first tokens of a text often are, would hide them: their layer norm makes
+// all that follows small again. Larger ones than the geometric mean count as if they were that large.
+void EvenOut(Input& input, int n_rows) {
+  std::vector<double> squares(static_cast<size_t>(n_rows));
+  double log_sum = 0;
+  for (int row = 0; row < n_rows; ++row) {
+    const float* x = input.rows.data() + row * input.k;
+    for (int64_t i = 0; i < input.k; ++i) squares[row] += double{x[i]} * x[i];
+    if (!std::isfinite(squares[row]))
+      throw Error("the model's activations are not numbers: the model file is damaged, or its numbers overflow");
+    log_sum += std::log(squares[row] + 1e-30);
+  }
+  const double typical = std::exp(log_sum / n_rows);
+  for (int row = 0; row < n_rows; ++row) {
+    if (squares[row] <= typical) continue;
+    const auto factor = static_cast<float>(std::sqrt(typical / squares[row]));
+    float* x = input.rows.data() + row * input.k;
+    for (int64_t i = 0; i < input.k; ++i) x[i] *= factor;
+  }
+}
+
+void SumUp(Input& input, int n_rows, bool full, const VectorOps& ops, Team& team) {
+  const int64_t k = input.k;
+  float* rows = input.rows.data();
+  if (!full) {
+    for (int row = 0; row < n_rows; ++row)
+      for (int64_t i = 0; i < k; ++i) input.gram[i] += rows[row * k + i] * rows[row * k + i];
+    return;
+  }
+  team.Run([&](Team::Member& member) {
+    member.For(k, kGramRows, [&](int64_t begin, int64_t end) {
+      ops.add_outer_products(
+          {rows + begin, k, rows + begin, k, input.gram.data() + begin * k + begin, k, end - begin, k - begin, n_rows});
+    });
+  });
+}
+
+}  // namespace
+
+Calibration::Calibration(const Model& model, Engine& engine, std::span<const TokenId> tokens, int n_ctx,
+                         bool want_feedback) {
+  std::vector<Input> inputs;
+  int64_t gram_bytes = 0;
+  for (const Op& op : model.program.ops) {
+    if (op.kind != OpKind::kLinear) continue;
+    const WeightId key = op.projections[0].weight;
+    for (int i = 0; i < op.n_projections; ++i) key_of_[op.projections[i].weight] = key;
+    inputs.push_back({.key = key, .k = model.weights[key].k, .rows{}, .gram{}});
+    gram_bytes += inputs.back().k * inputs.back().k * static_cast<int64_t>(sizeof(float));
+  }
+  has_feedback_ = want_feedback && static_cast<double>(gram_bytes) <
+                                       kMemoryPart * static_cast<double>(DetectTopology().memory_available_bytes);
+  std::map<WeightId, Input*> by_key;
+  for (Input& input : inputs) {
+    input.rows.resize(static_cast<size_t>(kRows * input.k));
+    input.gram.resize(static_cast<size_t>(has_feedback_ ? input.k * input.k : input.k));
+    by_key[input.key] = &input;
+  }
+
+  const VectorOps& ops = VectorOpsFor(ChooseIsa());
+  Team team(engine.n_threads());
+  engine.SetInputTap([&](const Op& op, int64_t row, std::span<const float> x) {
+    Input& input = *by_key.at(op.projections[0].weight);
+    std::copy(x.begin(), x.begin() + input.k, input.rows.begin() + row * input.k);
+  });
+  Progress progress("calibrating", "tokens");
+  const int sequence = engine.NewSequence();
+  Batch batch;
+  for (size_t at = 0; at < tokens.size();) {
+    if (engine.Length(sequence) >= n_ctx) engine.Truncate(sequence, 0);
+    batch.clear();
+    const int position = engine.Length(sequence);
+    for (; static_cast<int>(batch.size()) < std::min(kRows, n_ctx - position) && at < tokens.size(); ++at)
+      batch.push_back({tokens[at], sequence, position + static_cast<int>(batch.size()), RowKind::kPrompt, true});
+    engine.Step(batch);
+    for (Input& input : inputs) {
+      EvenOut(input, static_cast<int>(batch.size()));
+      SumUp(input, static_cast<int>(batch.size()), has_feedback_, ops, team);
+    }
+    progress.Update(static_cast<int64_t>(at), static_cast<int64_t>(tokens.size()));
+  }
+  n_tokens_ = static_cast<int64_t>(tokens.size());
+  engine.FreeSequence(sequence);
+  engine.SetInputTap({});
+
+  for (Input& input : inputs) inputs_[input.key];
+  team.Run([&](Team::Member& member) {
+    member.For(static_cast<int64_t>(inputs.size()), 1, [&](int64_t i, int64_t) {
+      Input& input = inputs[i];
+      for (float& sum : input.gram) sum /= static_cast<float>(n_tokens_);
+      Feedback& feedback = inputs_.at(input.key);
+      if (has_feedback_)
+        feedback = FactorFeedback(std::move(input.gram), input.k, ops);
+      else
+        feedback = {.k = input.k, .u{}, .weights = std::move(input.gram), .scale = 1};
+    });
+  });
+}
+
+const Feedback* Calibration::Find(WeightId id) const {
+  const auto key = key_of_.find(id);
+  return key == key_of_.end() ? nullptr : &inputs_.at(key->second);
+}
+
+}  // namespace thermocline

@@ -1,0 +1,118 @@
+#include "cpu/feedback.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "models/quantize.h"
+#include "tests/cpu/kernel_test_util.h"
+
+namespace thermocline::test {
+namespace {
+
+// Second moments of inputs that go together: a few directions, one of them much larger, and a little of everything.
+std::vector<float> CorrelatedGram(int k, Random& random) {
+  constexpr int kDirections = 12, kInputs = 400;
+  const std::vector<float> directions = random.Normals(size_t(kDirections) * k);
+  std::vector<float> gram(size_t(k) * k);
+  for (int input = 0; input < kInputs; ++input) {
+    std::vector<float> x = random.Normals(k, 0.3f);
+    for (int d = 0; d < kDirections; ++d) {
+      const float along = random.Normal(d == 0 ? 10 : 1);
+      for (int i = 0; i < k; ++i) x[i] += along * directions[size_t(d) * k + i];
+    }
+    for (int i = 0; i < k; ++i)
+      for (int j = 0; j < k; ++j) gram[size_t(i) * k + j] += x[i] * x[j];
+  }
+  return gram;
+}
+
+// sum over rows of e H e^T.
+double OutputError(const std::vector<float>& w, DType type, const std::vector<uint8_t>& bytes,
+                   const std::vector<float>& gram, int k) {
+  std::vector<float> rounded(w.size());
+  Dequantize(type, bytes.data(), static_cast<int64_t>(w.size()), rounded.data());
+  double error = 0;
+  for (size_t row = 0; row < w.size(); row += k)
+    for (int i = 0; i < k; ++i) {
+      double sum = 0;
+      for (int j = 0; j < k; ++j) sum += (double{w[row + j]} - rounded[row + j]) * gram[size_t(i) * k + j];
+      error += (double{w[row + i]} - rounded[row + i]) * sum;
+    }
+  return error;
+}
+
+size_t Bytes(DType type, size_t n) { return n / Info(type).block * Info(type).block_bytes; }
+
+}  // namespace
+
+TEST_CASE("feedback: the factors multiply to the damped second moments") {
+  const VectorOps& ops = VectorOpsFor(ChooseIsa());
+  for (int k : {1, 2, 32, 63, 64, 65, 160, 288}) {
+    CAPTURE(k);
+    Random random(k);
+    const std::vector<float> gram = CorrelatedGram(k, random);
+    const Feedback feedback = FactorFeedback(gram, k, ops);
+    double trace = 0;
+    for (int i = 0; i < k; ++i) trace += gram[size_t(i) * k + i];
+    const auto product = [&](int a, int b) {  // row a of U + I by D by row b
+      double sum = 0;
+      for (int i = std::max(a, b); i < k; ++i) {
+        const double left = a == i ? 1 : feedback.u[size_t(a) * k + i];
+        const double right = b == i ? 1 : feedback.u[size_t(b) * k + i];
+        sum += left * feedback.weights[i] * right;
+      }
+      return sum;
+    };
+    double worst = 0;
+    for (int i = 0; i < k; ++i)
+      for (int j = i; j < k; ++j) {
+        const double expected = gram[size_t(i) * k + j] + (i == j ? 0.001 * trace / k : 0);
+        worst = std::max(worst, std::abs(product(i, j) * feedback.scale - expected) / (trace / k));
+      }
+    CHECK(worst < 1e-3);
+    CHECK(std::accumulate(feedback.weights.begin(), feedback.weights.end(), 0.0) == doctest::Approx(k).epsilon(1e-3));
+  }
+}
+
+TEST_CASE("feedback: outputs err far less than by rounding each weight for itself") {
+  const VectorOps& ops = VectorOpsFor(ChooseIsa());
+  constexpr int kColumns = 256, kRows = 29;
+  Random random(1);
+  const std::vector<float> gram = CorrelatedGram(kColumns, random);
+  const Feedback feedback = FactorFeedback(gram, kColumns, ops);
+  const std::vector<float> w = random.Normals(size_t(kRows) * kColumns, 0.05f);
+  for (DType type : {DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ8_0, DType::kQ4_K, DType::kQ5_K,
+                     DType::kQ6_K}) {
+    CAPTURE(std::string(Info(type).name));
+    std::vector<uint8_t> plain(Bytes(type, w.size())), fed(plain.size());
+    Quantize(type, w.data(), nullptr, static_cast<int64_t>(w.size()), plain.data());
+    const double error = QuantizeWithFeedback(type, feedback, w, fed.data(), ops);
+    // What it says is the damped second moments' error.
+    CHECK(error > OutputError(w, type, fed, gram, kColumns));
+    CHECK(error < 3 * OutputError(w, type, fed, gram, kColumns));
+    CHECK(OutputError(w, type, fed, gram, kColumns) < 0.1 * OutputError(w, type, plain, gram, kColumns));
+    // A row is the same bytes alone.
+    std::vector<uint8_t> alone(Bytes(type, kColumns));
+    for (int row : {0, 11, 12, 28}) {
+      QuantizeWithFeedback(type, feedback, std::span(w).subspan(size_t(row) * kColumns, kColumns), alone.data(), ops);
+      CHECK(std::equal(alone.begin(), alone.end(), fed.begin() + static_cast<std::ptrdiff_t>(row * alone.size())));
+    }
+  }
+}
+
+TEST_CASE("feedback: inputs that were never seen change nothing") {
+  const VectorOps& ops = VectorOpsFor(ChooseIsa());
+  constexpr int kColumns = 64;
+  Random random(2);
+  const Feedback feedback = FactorFeedback(std::vector<float>(kColumns * kColumns), kColumns, ops);
+  const std::vector<float> w = random.Normals(kColumns);
+  std::vector<uint8_t> plain(Bytes(DType::kQ4_0, w.size())), fed(plain.size());
+  Quantize(DType::kQ4_0, w.data(), nullptr, kColumns, plain.data());
+  QuantizeWithFeedback(DType::kQ4_0, feedback, w, fed.data(), ops);
+  CHECK(plain == fed);
+}
+
+}  // namespace thermocline::test

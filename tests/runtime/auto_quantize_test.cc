@@ -1,0 +1,108 @@
+#include "runtime/auto_quantize.h"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <random>
+
+#include "models/error.h"
+#include "runtime/perplexity.h"
+#include "runtime/quantizer.h"
+#include "tests/models/tiny_model.h"
+
+namespace thermocline {
+namespace {
+
+constexpr int kContext = 64;
+
+std::vector<TokenId> SomeTokens(int n, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < n; ++i) tokens.push_back(static_cast<TokenId>(random() % 288));
+  return tokens;
+}
+
+struct Fixture {
+  // Rows of 64 and 256 weights; an embedding that is not the head.
+  GgufFile file = TinyModel({.type = DType::kF16, .n_ff = 256, .tied = false}).Open();
+  Model model = Model::FromGguf(file);
+  std::unique_ptr<Tokenizer> tokenizer = Tokenizer::FromGguf(file);
+  Engine engine{file, model, {.n_ctx = kContext, .n_threads = 2}};
+  std::vector<TokenId> text = SomeTokens(512, 1), unseen = SomeTokens(512, 2);
+};
+
+}  // namespace
+
+TEST_CASE("judge: a model loses nothing against itself, and its perplexity is the measured one") {
+  Fixture f;
+  const Judge judge(f.engine, *f.tokenizer, f.unseen, kContext);
+  const Judgement same = judge.Measure(f.engine);
+  CHECK(same.loss == 0);
+  CHECK(same.loss_error == 0);
+  CHECK(std::abs(same.kl) < 1e-5);
+  CHECK(judge.n_scored() == 8 * 31);
+  const auto expected = MeasurePerplexity(f.engine, *f.tokenizer, f.unseen, kContext, -1, {});
+  CHECK(same.perplexity == doctest::Approx(expected.running.back()).epsilon(1e-9));
+  CHECK(judge.reference_perplexity() == same.perplexity);
+  CHECK_THROWS_WITH_AS(Judge(f.engine, *f.tokenizer, std::span(f.unseen).first(63), kContext),
+                       doctest::Contains("63 tokens, fewer than the 64"), Error);
+
+  const GgufFile other_file = TinyModel({.type = DType::kF16, .n_ff = 256, .tied = false, .seed = 2}).Open();
+  Engine other(other_file, Model::FromGguf(other_file), {.n_ctx = kContext, .n_threads = 2});
+  const Judgement different = judge.Measure(other);
+  CHECK(different.kl > 0.1);
+  CHECK(different.loss_error > 0);
+  CHECK(different.loss == doctest::Approx(different.perplexity / same.perplexity - 1).epsilon(1e-9));
+}
+
+TEST_CASE("auto_quantize: the smallest that was tried within the loss, each tensor of its type") {
+  Fixture f;
+  const Judge judge(f.engine, *f.tokenizer, f.unseen, kContext);
+  const Calibration calibration(f.model, f.engine, f.text, kContext, true);
+  std::vector<Trial> trials;
+  AutoOptions options{.max_loss = 0.01, .n_ctx = kContext, .n_threads = 2};
+  options.on_trial = [&](const Trial& trial) { trials.push_back(trial); };
+  // Halfway between the narrowest and the widest, so that a mixture must be found.
+  {
+    AutoOptions loose = options;
+    loose.max_loss = 100;
+    AutoQuantizer(f.file, f.model, calibration, judge, *f.tokenizer, f.text, loose).Search();
+    REQUIRE(trials.size() == 3);
+    CHECK(trials[0].recipe == "Q4_0, plain rounding");
+    CHECK(trials[2].file_bytes < trials[1].file_bytes);
+    CHECK(trials[2].judgement.kl < trials[0].judgement.kl);
+    CHECK(trials[1].judgement.kl < 0.1 * trials[2].judgement.kl);
+  }
+  const double low = trials[1].judgement.loss, high = trials[2].judgement.loss;
+  REQUIRE(high > low);
+  options.max_loss = low + 0.4 * (high - low);
+  trials.clear();
+  AutoQuantizer quantizer(f.file, f.model, calibration, judge, *f.tokenizer, f.text, options);
+  const std::vector<DType> types = quantizer.Search();
+  CHECK(trials.size() > 3);
+  uint64_t smallest = UINT64_MAX;
+  for (const Trial& trial : trials)
+    if (trial.judgement.loss <= options.max_loss && trial.recipe != "Q4_0, plain rounding")
+      smallest = std::min(smallest, trial.file_bytes);
+  CHECK(PlannedBytes(f.file, types) == smallest);
+  CHECK(smallest < trials[1].file_bytes);
+  for (size_t i = 0; i < types.size(); ++i) {
+    const Tensor& tensor = f.file.tensors()[i];
+    if (tensor.ne[1] == 1)
+      CHECK(types[i] == tensor.type);
+    else
+      CHECK(quantizer.Encoded(i, types[i]).size() ==
+            static_cast<size_t>(tensor.ne[0] / Info(types[i]).block * Info(types[i]).block_bytes * tensor.ne[1]));
+  }
+}
+
+TEST_CASE("auto_quantize: where nothing is good enough, it says what 8 bits lose") {
+  Fixture f;
+  const Judge judge(f.engine, *f.tokenizer, f.unseen, kContext);
+  const Calibration calibration(f.model, f.engine, f.text, kContext, false);
+  AutoQuantizer quantizer(f.file, f.model, calibration, judge, *f.tokenizer, f.text,
+                          {.max_loss = -0.5, .n_ctx = kContext, .n_threads = 2});
+  CHECK_THROWS_WITH_AS(quantizer.Search(), doctest::Contains("even 8 bits lose"), Error);
+}
+
+}  // namespace thermocline

@@ -1,0 +1,111 @@
+#include "runtime/calibration.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "runtime/quantizer.h"
+#include "tests/models/tiny_model.h"
+
+namespace thermocline {
+namespace {
+
+std::vector<TokenId> SomeTokens(int n, uint32_t seed = 1) {
+  std::mt19937 random(seed);
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < n; ++i) tokens.push_back(static_cast<TokenId>(random() % 288));
+  return tokens;
+}
+
+}  // namespace
+
+TEST_CASE("calibration: what products read is seen, all of it, and only while it is asked for") {
+  const GgufFile file = TinyModel({.type = DType::kF32}).Open();
+  const Model model = Model::FromGguf(file);
+  Engine engine(file, model, {.n_ctx = 64, .n_threads = 2});
+  const int sequence = engine.NewSequence();
+  Batch batch;
+  for (const TokenId token : SomeTokens(5))
+    batch.push_back({token, sequence, static_cast<int>(batch.size()), RowKind::kPrompt, true});
+  engine.Step(batch);
+  const std::vector<float> before(engine.Logits(4).begin(), engine.Logits(4).end());
+
+  std::atomic<int> seen = 0;
+  std::vector<float> last;  // what the head reads for the last row
+  engine.SetInputTap([&](const Op& op, int64_t row, std::span<const float> x) {
+    ++seen;
+    if (op.out == Slot::kLogits && row == 4) last.assign(x.begin(), x.end());
+  });
+  engine.Truncate(sequence, 0);
+  engine.Step(batch);
+  CHECK(seen == 5 * (2 * 4 + 1));  // rows by products: qkv, output, gate and up, down of two layers, and the head
+  CHECK(std::equal(before.begin(), before.end(), engine.Logits(4).begin()));
+  // The head is the embedding: its rows by what was seen are the logits.
+  const Tensor& head = *file.FindTensor("token_embd.weight");
+  const std::vector<float> rows = ReadRows(file, head, 0, head.ne[1]);
+  REQUIRE(last.size() == 64);
+  double worst = 0;
+  for (int64_t token = 0; token < head.ne[1]; ++token) {
+    double logit = 0;
+    for (int64_t i = 0; i < 64; ++i) logit += double{rows[static_cast<size_t>(token * 64 + i)]} * last[i];
+    worst = std::max(worst, std::abs(logit - before[static_cast<size_t>(token)]));
+  }
+  CHECK(worst < 1e-4);
+
+  engine.SetInputTap({});
+  engine.Truncate(sequence, 0);
+  engine.Step(batch);
+  CHECK(seen == 5 * (2 * 4 + 1));
+}
+
+TEST_CASE("calibration: with feedback, outputs err less") {
+  const GgufFile file = TinyModel({.type = DType::kF32}).Open();
+  const Model model = Model::FromGguf(file);
+  Engine engine(file, model, {.n_ctx = 64, .n_threads = 2});
+  const auto tokens = SomeTokens(3000);
+  const Calibration full(model, engine, tokens, 64, true), diagonal(model, engine, tokens, 64, false);
+  CHECK(full.has_feedback());
+  CHECK_FALSE(diagonal.has_feedback());
+  CHECK(full.n_tokens() == 3000);
+  CHECK(full.Find(-1) == nullptr);
+
+  // Of one layer's down projection: the error of its output over inputs of another text.
+  WeightId id = 0;
+  while (model.weights[static_cast<size_t>(id)].tensor->name != "blk.1.ffn_down.weight") ++id;
+  REQUIRE(full.Find(id) != nullptr);
+  CHECK(full.Find(id)->u.size() == 96 * 96);
+  CHECK(diagonal.Find(id)->u.empty());
+  std::vector<float> inputs;
+  engine.SetInputTap([&](const Op& op, int64_t, std::span<const float> x) {
+    if (op.projections[0].weight == id) inputs.insert(inputs.end(), x.begin(), x.begin() + 96);
+  });
+  const int sequence = engine.NewSequence();
+  const auto other = SomeTokens(60, 2);
+  for (int i = 0; i < 60; ++i) engine.Step({{other[static_cast<size_t>(i)], sequence, i, RowKind::kPrompt, true}});
+  const Tensor& tensor = *model.weights[static_cast<size_t>(id)].tensor;
+  Team team(2);
+  const auto error = [&](const Feedback* feedback) {
+    const std::vector<uint8_t> bytes = EncodeTensor(file, tensor, DType::kQ4_0, feedback, team);
+    std::vector<float> difference = ReadRows(file, tensor, 0, tensor.ne[1]), rounded(difference.size());
+    Dequantize(DType::kQ4_0, bytes.data(), static_cast<int64_t>(rounded.size()), rounded.data());
+    double sum = 0;
+    for (size_t row = 0; row < difference.size(); row += 96)
+      for (size_t x = 0; x < inputs.size(); x += 96) {
+        double y = 0, square = 0;
+        for (size_t i = 0; i < 96; ++i) {
+          y += (double{difference[row + i]} - rounded[row + i]) * inputs[x + i];
+          square += double{inputs[x + i]} * inputs[x + i];
+        }
+        sum += y * y / square;  // large inputs count no more than others
+      }
+    return sum;
+  };
+  const double plain = error(nullptr), weighed = error(diagonal.Find(id)), fed = error(full.Find(id));
+  MESSAGE("squared error of the output: plain ", plain, ", by importance ", weighed, ", with feedback ", fed);
+  CHECK(weighed < 0.95 * plain);
+  CHECK(fed < 0.99 * weighed);  // these inputs, of random weights, hardly go together
+}
+
+}  // namespace thermocline
