@@ -206,15 +206,17 @@ int Team::size() const { return shared_->size; }
 
 void Team::Shared::Stop() {
   for (int i = 1; i < size; ++i) Tell(i, kQuit);
-  gate.fetch_add(kNextRun, std::memory_order_release);
-  gate.notify_all();
   for (Helper& helper : helpers)
     if (helper.thread.joinable()) helper.thread.join();
 }
 
+// Between Runs. A helper waits on its order or on the gate, and must be woken from either: the caller may run alone for
+// long, and then no gate opens.
 void Team::Shared::Tell(int index, Order order) {
   helpers[index].order.store(order, std::memory_order_release);
   helpers[index].order.notify_all();
+  gate.fetch_add(kNextRun, std::memory_order_release);
+  gate.notify_all();
 }
 
 // The life of a helper. An order given between Runs is known to whoever enters the next one.
@@ -309,12 +311,17 @@ void Team::Shared::Review() {
   if (late >= 0) Evict(late, now_ns);
 }
 
-// The caller cannot rest: it takes another's place, who rests in its stead.
+// The caller cannot rest: it takes another's place, who rests in its stead. Where all others rest already, they are
+// asked at once whether their cores are free again.
 void Team::Shared::Evict(int member, int64_t now_ns) {
   const auto evictable = [](const Helper& helper) { return helper.thread.joinable() && !helper.evicted; };
   if (member == 0) {
     const auto other = std::find_if(helpers.begin(), helpers.end(), evictable);
-    if (other == helpers.end()) return;
+    if (other == helpers.end()) {
+      for (int i = 1; i < size; ++i)
+        if (helpers[i].order.load(std::memory_order_acquire) == kRest) Tell(i, kProbe);
+      return;
+    }
     member = static_cast<int>(other - helpers.begin());
     const int place = helpers[0].place.load(std::memory_order_relaxed);
     helpers[0].place.store(other->place.exchange(place, std::memory_order_relaxed), std::memory_order_relaxed);
