@@ -41,7 +41,7 @@ TEST_CASE("judge: a model loses nothing against itself, and its perplexity is th
   CHECK(same.loss_error == 0);
   CHECK(std::abs(same.kl) < 1e-5);
   CHECK(judge.n_scored() == 8 * 31);
-  const auto expected = MeasurePerplexity(f.engine, *f.tokenizer, f.unseen, kContext, -1, {});
+  const auto expected = MeasurePerplexity(f.engine, *f.tokenizer, f.unseen, {.n_ctx = kContext}, {});
   CHECK(same.perplexity == doctest::Approx(expected.running.back()).epsilon(1e-9));
   CHECK(judge.reference_perplexity() == same.perplexity);
   CHECK_THROWS_WITH_AS(Judge(f.engine, *f.tokenizer, std::span(f.unseen).first(63), kContext),
