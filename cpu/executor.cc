@@ -257,7 +257,9 @@ void CpuExecutor::Impl::RunTask(RowTask task, const Op* op, bool wanted, int64_t
       break;
     case RowTask::kQuantize: {
       const int64_t k = Matrix(op->projections[0].weight).k();
-      const bool prompt = !wanted && step->prompt[row];
+      // The inputs of gate, up and attention output bear 8 bits best (HACKING.md "Numerics").
+      const bool bears = op->projections[0].out == Slot::kGate || op->in == Slot::kAttention;
+      const bool prompt = bears && !wanted && step->prompt[row];
       ops.quantize(Row(op->in, row), k, prompt ? LoPlane::kLarge : LoPlane::kAll, Quantized(row, k));
       break;
     }
