@@ -25,7 +25,7 @@ from pathlib import Path
 PROGRAM = sys.argv.pop(1) if len(sys.argv) > 1 else "thermocline"
 U32, F32, STRING, ARRAY, I32 = 4, 6, 8, 9, 5
 N_EMBD = 288   # one dimension for each token, and a multiple of 32
-PATIENCE = 120   # seconds; sanitizers on a busy machine are slow
+PATIENCE = 300  # seconds; --roofline reads memory many times over, and a sanitizer is slow at it
 
 
 def byte_tokens():
