@@ -13,7 +13,7 @@ import unittest
 import xml.etree.ElementTree
 from pathlib import Path
 
-from cli_test import HERE, LOOP, N_EMBD, PARIS, TOKENS, VOCABULARY, run
+from program import HERE, LOOP, N_EMBD, PARIS, TOKENS, VOCABULARY, run
 
 N_FF = 32
 PROJECTIONS = 4 * N_EMBD * N_EMBD + 3 * N_FF * N_EMBD   # weights of the layer
@@ -37,6 +37,22 @@ class Bench(unittest.TestCase):
     def listed(self, *args):
         return [(row["n_prompt"], row["n_gen"], row["n_depth"])
                 for row in map(json.loads, self.bench(*args, "-r", "1", "-t", "1", "-o", "jsonl").splitlines())]
+
+    def test_rows(self):
+        result = run("bench", PARIS, "-p", "16,32", "-n", "4", "-d", "0,8", "-r", "2", "-t", "1", "-o", "json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        rows = json.loads(result.stdout)
+        self.assertEqual([(r["n_prompt"], r["n_gen"], r["n_depth"]) for r in rows],
+                         [(16, 0, 0), (32, 0, 0), (0, 4, 0), (16, 0, 8), (32, 0, 8), (0, 4, 8)])
+        for row in rows:
+            self.assertEqual((row["n_threads"], len(row["samples_ts"])), (1, 2))
+            self.assertAlmostEqual(row["avg_ts"], sum(row["samples_ts"]) / 2)
+            self.assertGreaterEqual(row["stddev_ts"], 0)
+            self.assertEqual(row["model_filename"], str(PARIS))
+        table = run("bench", PARIS, "-p", "8", "-n", "0", "-r", "1").stdout.decode().splitlines()
+        self.assertEqual(len(table), 3)
+        self.assertEqual(len({len(line) for line in table}), 1)
+        self.assertIn("pp8", table[2])
 
     def test_ranges(self):
         self.assertEqual(self.listed("-p", "8-32*2,5", "-n", "0"), [(8, 0, 0), (16, 0, 0), (32, 0, 0), (5, 0, 0)])
