@@ -200,11 +200,5 @@ void Merge(int n_queries, int head_dim, const float* max2, const float* sum2, co
   }
 }
 
-template <typename V>
-constexpr VectorOps Table(Isa isa) {
-  return {isa,        RmsNorm<V>,   Rope<V>,  GatedAct<V>,  thermocline::Add<V>, Quantize<V>,
-          StoreKv<V>, Attention<V>, Merge<V>, FloatGemv<V>, AddOuterProducts<V>};
-}
-
 }  // namespace
 }  // namespace thermocline

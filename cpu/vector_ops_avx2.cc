@@ -1,4 +1,4 @@
-#include "cpu/vector_ops_attention.h"
+#include "cpu/vector_ops_instance.h"
 
 namespace thermocline {
 namespace {

@@ -4,7 +4,7 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-#include "cpu/vector_ops_attention.h"
+#include "cpu/vector_ops_instance.h"
 
 namespace thermocline {
 namespace {

@@ -1,5 +1,5 @@
 // The vector ops as one algorithm over a thin vector type V, compiled once per instruction set (vector_ops_avx2.cc,
-// vector_ops_avx512.cc; attention in vector_ops_attention.h).
+// vector_ops_avx512.cc; the larger ones in headers of their own, joined in vector_ops_instance.h).
 //
 //   V::F, V::I             floats, int32s of one register; V::kLanes of them
 //   V::Load, LoadHalf, LoadBf16 (p), and (p, n): the first n < kLanes only, zeros behind them
@@ -132,73 +132,6 @@ void Add(const float* x, int n, float* out) {
   if (const int rest = n - i; rest > 0) V::Store(out + i, V::Add(V::Load(out + i, rest), V::Load(x + i, rest)), rest);
 }
 
-// The registers of one group of n <= 32 values, NaN and infinities replaced.
-template <typename V>
-void LoadGroup(const float* x, int n, typename V::F* values) {
-  constexpr int L = V::kLanes;
-  constexpr float kLargest = 0x1p120f;
-  for (int j = 0; j < kActivationGroup / L; ++j) {
-    const int rest = n - j * L;
-    const auto value = rest >= L ? V::Load(x + j * L) : rest > 0 ? V::Load(x + j * L, rest) : V::Set(0.f);
-    values[j] = V::Max(V::Min(V::ZeroNan(value), V::Set(kLargest)), V::Set(-kLargest));
-  }
-}
-
-// Every rounding as in the scalar definition. Leaves meta->lo_groups alone.
-template <typename V>
-void QuantizeGroup(const typename V::F* values, float max, bool lo, uint8_t* hi, ActivationMeta* meta) {
-  constexpr int L = V::kLanes;
-  constexpr float kSmallest = 0x1p-100f;
-  const bool zero = max < kSmallest;
-  const float scale = zero ? 0.f : max / kActivationMax;
-  const float inverse = zero ? 0.f : (lo ? kActivationMax : kActivationMax / 256) / max;
-  typename V::I halves[2] = {V::ZeroInt(), V::ZeroInt()};
-  for (int j = 0; j < kActivationGroup / L; ++j) {
-    const auto rounded = V::ToInt(V::Mul(values[j], V::Set(inverse)));
-    const auto q = lo ? rounded : V::Times256(rounded);
-    V::StorePlanes(hi + j * L, hi + 64 + j * L, q);
-    halves[j * L / 16] = V::AddInt(halves[j * L / 16], q);
-  }
-  const int first = V::ReduceAddInt(halves[0]), second = V::ReduceAddInt(halves[1]), sum = first + second;
-  *meta = {scale,
-           scale * static_cast<float>(sum),
-           {scale * static_cast<float>(first), scale * static_cast<float>(second)},
-           kCorrection * sum,
-           {kCorrection * first, kCorrection * second},
-           meta->lo_groups};
-}
-
-template <typename V>
-void Quantize(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out) {
-  const int64_t n_groups = ActivationGroups(k);
-  const auto meta = [&](int64_t group) { return reinterpret_cast<ActivationMeta*>(out + ActivationMetaOffset(group)); };
-  typename V::F values[kActivationGroup / V::kLanes];
-  const auto load = [&](int64_t group) {
-    // Groups past K read nothing; the pointer must not run past the row either.
-    const int64_t first = group * kActivationGroup, rest = Most(0, Least(kActivationGroup, k - first));
-    LoadGroup<V>(x + (rest > 0 ? first : 0), static_cast<int>(rest), values);
-  };
-  double squares = 0;
-  for (int64_t group = 0; group < n_groups; ++group) {
-    load(group);
-    auto largest = V::Set(0.f);
-    for (const auto value : values) largest = V::Max(largest, V::Abs(value));
-    const float max = V::ReduceMax(largest);
-    meta(group)->scale = max;
-    meta(group)->lo_groups = 0;
-    squares += double{max} * max;
-  }
-  const double limit = lo_plane == LoPlane::kAll ? -1 : kLargeGroup * squares / static_cast<double>(n_groups);
-  for (int64_t group = 0; group < n_groups; ++group) {
-    const float max = meta(group)->scale;
-    const bool lo = double{max} * max > limit;
-    load(group);
-    QuantizeGroup<V>(values, max, lo, out + ActivationOffset(group * kActivationGroup, 0), meta(group));
-    meta(group / kMaskGroups * kMaskGroups)->lo_groups |= uint32_t{lo} << group % kMaskGroups;
-  }
-  for (int64_t i = ActivationOffset(n_groups * kActivationGroup, 0); i < ActivationRowBytes(k); ++i) out[i] = 0;
-}
-
 template <typename V>
 void StoreKv(const float* key, const float* value, int head_dim, int slot, uint16_t* page) {
   constexpr int L = V::kLanes;
@@ -240,47 +173,6 @@ struct Bf16Values {
     return V::LoadBf16(p, n...);
   }
 };
-
-// kRows rows share each load of x. Each sums even and odd registers of k apart, whatever kRows is.
-template <typename V, typename Values, int kRows>
-void GemvRows(const uint8_t* w, int64_t stride_bytes, int64_t k, const float* x, float* y) {
-  constexpr int L = V::kLanes;
-  using Row = const typename Values::Element*;
-  typename V::F sums[kRows][2];
-  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = V::Set(0.f);
-  int64_t i = 0;
-  for (; i + 2 * L <= k; i += 2 * L) {
-    const auto x0 = V::Load(x + i), x1 = V::Load(x + i + L);
-    for (int r = 0; r < kRows; ++r) {
-      const Row row = reinterpret_cast<Row>(w + r * stride_bytes);
-      sums[r][0] = V::Fma(Values::template Load<V>(row + i), x0, sums[r][0]);
-      sums[r][1] = V::Fma(Values::template Load<V>(row + i + L), x1, sums[r][1]);
-    }
-  }
-  for (; i < k; i += L) {
-    const int n = static_cast<int>(Least(L, k - i));
-    const auto x0 = n == L ? V::Load(x + i) : V::Load(x + i, n);
-    for (int r = 0; r < kRows; ++r) {
-      const Row row = reinterpret_cast<Row>(w + r * stride_bytes) + i;
-      sums[r][0] = V::Fma(n == L ? Values::template Load<V>(row) : Values::template Load<V>(row, n), x0, sums[r][0]);
-    }
-  }
-  for (int r = 0; r < kRows; ++r) y[r] = V::ReduceAdd(V::Add(sums[r][0], sums[r][1]));
-}
-
-template <typename V, typename Values>
-void Gemv(const uint8_t* w, int64_t stride_bytes, int64_t n, int64_t k, const float* x, float* y) {
-  int64_t row = 0;
-  for (; row + 4 <= n; row += 4) GemvRows<V, Values, 4>(w + row * stride_bytes, stride_bytes, k, x, y + row);
-  for (; row < n; ++row) GemvRows<V, Values, 1>(w + row * stride_bytes, stride_bytes, k, x, y + row);
-}
-
-template <typename V>
-void FloatGemv(DType type, const uint8_t* w, int64_t stride_bytes, int64_t n, int64_t k, const float* x, float* y) {
-  if (type == DType::kF32) return Gemv<V, F32Values>(w, stride_bytes, n, k, x, y);
-  if (type == DType::kF16) return Gemv<V, F16Values>(w, stride_bytes, n, k, x, y);
-  return Gemv<V, Bf16Values>(w, stride_bytes, n, k, x, y);
-}
 
 // kRows x kVectors registers of c; of the last one n_last floats.
 template <typename V, int kRows, int kVectors, bool kWhole>

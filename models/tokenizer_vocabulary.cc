@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <iterator>
 #include <string>
 
 #include "models/advice.h"
 #include "models/error.h"
 #include "models/gguf.h"
+#include "models/hash.h"
 #include "models/limits.h"
 #include "models/quoted.h"
 
@@ -55,21 +55,9 @@ constexpr std::string_view kEndTexts[] = {
 };
 
 uint64_t HashOf(std::string_view text) {
-  uint64_t hash = text.size() * 0x9E3779B97F4A7C15u;
-  const auto mix = [&](uint64_t word) {
-    const auto product = static_cast<unsigned __int128>(hash ^ word) * 0xA0761D6478BD642Fu;
-    hash = static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
-  };
-  size_t i = 0;
-  for (; i + 8 <= text.size(); i += 8) {
-    uint64_t word;
-    std::memcpy(&word, text.data() + i, 8);
-    mix(word);
-  }
-  uint64_t rest = 0;
-  if (i < text.size()) std::memcpy(&rest, text.data() + i, text.size() - i);
-  mix(rest);
-  return hash;
+  Hash hash;
+  hash.Add({reinterpret_cast<const uint8_t*>(text.data()), text.size()});
+  return hash.value();
 }
 
 // <0xNN> -> NN; -1: no byte token.

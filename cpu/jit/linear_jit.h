@@ -18,8 +18,8 @@
 
 namespace thermocline {
 
-inline constexpr int kTileK =
-    kMaskGroups * kActivationGroup;  // 512 k of a decoded block: a pair of panels stays in an L1 of 32 KiB
+// k of a decoded block, 512: a pair of panels stays in an L1 of 32 KiB.
+inline constexpr int kTileK = kMaskGroups * kActivationGroup;
 
 constexpr int GroupsPerChunk(const PackedFormat& format) { return kChunk / format.group; }
 constexpr int DecodedChunkBytes(const PackedFormat& format) {

@@ -1,0 +1,18 @@
+// All vector ops of one vector type V (vector_ops_generic.h): what an instruction set compiles.
+#pragma once
+
+#include "cpu/vector_ops_attention.h"
+#include "cpu/vector_ops_gemv.h"
+#include "cpu/vector_ops_quantize.h"
+
+namespace thermocline {
+namespace {
+
+template <typename V>
+constexpr VectorOps Table(Isa isa) {
+  return {isa,        RmsNorm<V>,   Rope<V>,  GatedAct<V>,  thermocline::Add<V>, Quantize<V>,
+          StoreKv<V>, Attention<V>, Merge<V>, FloatGemv<V>, AddOuterProducts<V>};
+}
+
+}  // namespace
+}  // namespace thermocline
