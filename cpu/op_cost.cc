@@ -35,12 +35,13 @@ void OpCost::AddSpan(int64_t first_position, int64_t n_rows, Work& work) const {
   work.ops += pairs * ops_per_pair_;
 }
 
-Work CountStep(const Model& model, int64_t first_position, int64_t n_rows, int64_t n_wanted) {
+Work CountStep(const Model& model, int64_t first_position, int64_t n_rows, int64_t n_wanted, int64_t n_sequences) {
   Work work;
   for (const Op& op : model.program.ops) {
     const OpCost cost(model, op);
-    if (op.kind == OpKind::kLinear) cost.AddRows(op.wanted_rows ? n_wanted : n_rows, work);
-    if (op.kind == OpKind::kAttention) cost.AddSpan(first_position, n_rows, work);
+    if (op.kind == OpKind::kLinear) cost.AddRows(n_sequences * (op.wanted_rows ? n_wanted : n_rows), work);
+    if (op.kind == OpKind::kAttention)
+      for (int64_t i = 0; i < n_sequences; ++i) cost.AddSpan(first_position, n_rows, work);
   }
   return work;
 }

@@ -28,7 +28,7 @@ class OpCost {
   int64_t window_ = 0;
 };
 
-// Of a step with rows of one sequence, of which the last n_wanted want logits.
-Work CountStep(const Model& model, int64_t first_position, int64_t n_rows, int64_t n_wanted);
+// Of a step with n_rows rows of each of n_sequences sequences, of which the last n_wanted want logits.
+Work CountStep(const Model& model, int64_t first_position, int64_t n_rows, int64_t n_wanted, int64_t n_sequences = 1);
 
 }  // namespace thermocline

@@ -44,6 +44,7 @@ nlohmann::ordered_json ToJson(const BenchResult& result, const BenchAbout& about
       {"n_prompt", result.test.n_prompt},
       {"n_gen", result.test.n_gen},
       {"n_depth", result.test.n_depth},
+      {"n_parallel", result.test.n_parallel},
       {"busy_cpu", result.busy_cpu ? nlohmann::ordered_json(*result.busy_cpu) : nullptr},
       {"test_time", result.test_time},
       {"avg_ns", std::llround(Average(times))},
@@ -155,6 +156,7 @@ std::string BenchResult::Name() const {
   std::string name = test.n_prompt > 0 && test.n_gen > 0 ? fmt::format("pp{}+tg{}", test.n_prompt, test.n_gen)
                      : test.n_prompt > 0                 ? fmt::format("pp{}", test.n_prompt)
                                                          : fmt::format("tg{}", test.n_gen);
+  if (test.n_parallel > 1) name += fmt::format(" x{}", test.n_parallel);
   if (test.n_depth > 0) name += fmt::format(" @ d{}", test.n_depth);
   if (busy_cpu) name += fmt::format(", CPU {} busy", *busy_cpu);
   return name;

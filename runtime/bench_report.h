@@ -15,9 +15,11 @@
 namespace thermocline {
 
 struct BenchTest {
-  int n_prompt, n_gen, n_depth;
+  int n_prompt, n_gen, n_depth;  // of each sequence
+  int n_parallel = 1;            // sequences, each with a row in every step of a generation
 
-  int n_tokens() const { return n_prompt + n_gen; }
+  int n_tokens() const { return n_parallel * (n_prompt + n_gen); }
+  int context() const { return n_depth + n_prompt + n_gen; }
 };
 
 // The roofs of the machine with so many threads.
@@ -36,7 +38,7 @@ struct BenchResult {
   Work work;                    // of one repetition
   std::optional<Roofs> roofs;
 
-  std::string Name() const;  // "pp512", "tg128 @ d4096, CPU 1 busy"
+  std::string Name() const;  // "pp512", "tg128 x16 @ d4096, CPU 1 busy"
   std::vector<double> Nanoseconds() const { return {samples_ns.begin(), samples_ns.end()}; }
   std::vector<double> TokensPerSecond() const;
   double Seconds() const;  // average

@@ -68,63 +68,77 @@ class BusyProcess {
   pid_t parent_, pid_;
 };
 
-// Feeds random tokens: no two prompts are the same, and nothing can be learnt from one run for the next.
+// Feeds random tokens to sequences of equal length: no two prompts are the same, and nothing can be learnt from one run
+// for the next.
 class Feeder {
  public:
-  Feeder(Engine& engine, const Tokenizer& tokenizer, const Model& model)
-      : engine_(engine), tokenizer_(tokenizer), model_(model), sequence_(engine.NewSequence()) {}
-  ~Feeder() { engine_.FreeSequence(sequence_); }
-
-  void Clear() { engine_.Truncate(sequence_, 0); }
-  void Prompt(int n) {
-    while (n > 0) {
-      const int rows = std::min(n, kMaxBatchRows);
-      Step(rows, RowKind::kPrompt, rows == n);
-      n -= rows;
-    }
+  Feeder(Engine& engine, const Tokenizer& tokenizer, const Model& model, int n_sequences)
+      : engine_(engine), tokenizer_(tokenizer), model_(model) {
+    for (int i = 0; i < n_sequences; i++) sequences_.push_back(engine.NewSequence());
   }
+  ~Feeder() {
+    for (const int sequence : sequences_) engine_.FreeSequence(sequence);
+  }
+
+  void Clear() {
+    for (const int sequence : sequences_) engine_.Truncate(sequence, 0);
+  }
+  // One sequence after the other.
+  void Prompt(int n) {
+    for (const int sequence : sequences_)
+      for (int left = n; left > 0; left -= kMaxBatchRows) {
+        batch_.clear();
+        AddRows(sequence, std::min(left, kMaxBatchRows), RowKind::kPrompt, left <= kMaxBatchRows);
+        engine_.Step(batch_);
+      }
+  }
+  // A token of each sequence in every step.
   void Generate(int n) {
-    for (int i = 0; i < n; i++) Step(1, RowKind::kGenerated, true);
+    for (int i = 0; i < n; i++) {
+      batch_.clear();
+      for (const int sequence : sequences_) AddRows(sequence, 1, RowKind::kGenerated, true);
+      engine_.Step(batch_);
+    }
   }
   // Of so many tokens of a prompt and then so many generated ones after what is there.
   Work Count(int n_prompt, int n_gen) const {
     Work work;
-    int64_t length = engine_.Length(sequence_);
-    const auto add = [&](int64_t rows, int64_t wanted) {
-      const Work step = CountStep(model_, length, rows, wanted);
-      work.bytes += step.bytes;
-      work.ops += step.ops;
+    int64_t length = engine_.Length(sequences_.front());
+    const auto n_sequences = std::ssize(sequences_);
+    const auto add = [&](int64_t rows, int64_t wanted, int64_t in_a_step) {
+      const Work step = CountStep(model_, length, rows, wanted, in_a_step);
+      work.bytes += step.bytes * (n_sequences / in_a_step);
+      work.ops += step.ops * (n_sequences / in_a_step);
       length += rows;
     };
     for (int left = n_prompt; left > 0; left -= kMaxBatchRows)
-      add(std::min(left, kMaxBatchRows), left <= kMaxBatchRows);
-    for (int i = 0; i < n_gen; i++) add(1, 1);
+      add(std::min(left, kMaxBatchRows), left <= kMaxBatchRows, 1);
+    for (int i = 0; i < n_gen; i++) add(1, 1, n_sequences);
     return work;
   }
 
  private:
-  void Step(int rows, RowKind kind, bool logits) {
-    batch_.clear();
-    for (int i = 0; i < rows; i++) {
-      const int position = engine_.Length(sequence_) + i;
+  // Wants the logits of the last one or of none.
+  void AddRows(int sequence, int n, RowKind kind, bool logits) {
+    for (int i = 0; i < n; i++) {
+      const int position = engine_.Length(sequence) + i;
       const TokenId token = position == 0 && tokenizer_.add_bos() ? tokenizer_.bos() : Random();
-      batch_.push_back({token, sequence_, position, kind, logits && i + 1 == rows});
+      batch_.push_back({token, sequence, position, kind, logits && i + 1 == n});
     }
-    engine_.Step(batch_);
   }
   TokenId Random() { return static_cast<TokenId>(random_() % static_cast<uint64_t>(engine_.config().n_vocab)); }
 
   Engine& engine_;
   const Tokenizer& tokenizer_;
   const Model& model_;
-  int sequence_;
+  std::vector<int> sequences_;
   std::mt19937_64 random_{std::random_device{}()};
   Batch batch_;
 };
 
 BenchResult RunTest(Engine& engine, const Tokenizer& tokenizer, const Model& model, const BenchTest& test,
                     int repetitions, std::optional<int> busy_cpu) {
-  Feeder feeder(engine, tokenizer, model);
+  Feeder feeder(engine, tokenizer, model, test.n_parallel);
   BenchResult result{test, engine.n_threads(), NowUtc(), {}, busy_cpu, {}, {}};
   std::optional<BusyProcess> busy;
   if (busy_cpu) busy.emplace(*busy_cpu);
@@ -150,7 +164,7 @@ Roofs MeasureRoofs(int n_threads, bool float_weights) {
 }
 
 struct BenchOptions {
-  std::vector<int> prompts = {512}, generations = {128}, depths = {0}, threads = {0};
+  std::vector<int> prompts = {512}, generations = {128}, depths = {0}, parallel = {1}, threads = {0};
   std::vector<std::string> pairs;
   int repetitions = 5;
   bool roofline = false, contended = false, cache_packed = false;
@@ -166,6 +180,8 @@ void AddFlags(CommandLine& line, BenchOptions& options) {
   line.AddFlag("--cache-packed", &options.cache_packed, kCachePackedHelp);
   line.AddIntList("-t,--threads", &options.threads, 1, kMaxThreads, "Threads (one per physical core)");
   line.AddInt("-r,--repetitions", &options.repetitions, 1, kMaxRepetitions, "Measurements per test (5)");
+  line.AddIntList("--npl", &options.parallel, 1, kMaxBatchRows,
+                  "Also -npl: decode so many sequences at once, one token of each per step (1)");
   line.AddText("-o,--output", "FORMAT", &options.output, "md, csv, json or jsonl (md)");
   line.AddFlag("--roofline", &options.roofline,
                "Measure the machine too, and say how near each test comes; FILE.svg behind it: also draw it");
@@ -199,7 +215,8 @@ std::vector<BenchTest> ListTests(const BenchOptions& options) {
   std::vector<BenchTest> tests;
   for (const int depth : options.depths) {
     for (const int n : options.prompts) tests.push_back({n, 0, depth});
-    for (const int n : options.generations) tests.push_back({0, n, depth});
+    for (const int n : options.generations)
+      for (const int n_parallel : options.parallel) tests.push_back({0, n, depth, n_parallel});
     for (const std::string& pair : options.pairs) tests.push_back(ParsePair(pair, depth));
     std::erase_if(tests, [](const BenchTest& test) { return test.n_tokens() == 0; });
     if (tests.size() > kMaxBenchTests) throw UsageError(fmt::format("more than {} tests", kMaxBenchTests));
@@ -230,9 +247,11 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   const Model model = Model::FromGguf(file);
   const auto tokenizer = Tokenizer::FromGguf(file);
   about = DescribeBench(file);
-  const auto longest = std::max_element(tests.begin(), tests.end(), [](const BenchTest& a, const BenchTest& b) {
-    return a.n_depth + a.n_tokens() < b.n_depth + b.n_tokens();
-  });
+  int n_ctx = 0, n_sequences = 0;
+  for (const BenchTest& test : tests) {
+    n_ctx = std::max(n_ctx, test.context());
+    n_sequences = std::max(n_sequences, test.n_parallel);
+  }
   std::vector<int> busy_cpus;
   if (options.contended) busy_cpus = DetectTopology().team_cpus;
   std::vector<BenchResult> results;
@@ -240,8 +259,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   for (const int n_threads : options.threads) {
     std::optional<Roofs> roofs;
     if (options.roofline) roofs = MeasureRoofs(Team(n_threads).size(), about.float_weights);
-    const auto engine = LoadEngine(file, model, longest->n_depth + longest->n_tokens(), n_threads, trace.tracer(),
-                                   options.cache_packed);
+    const auto engine = LoadEngine(file, model, n_ctx, n_threads, trace.tracer(), options.cache_packed, n_sequences);
     const auto measure = [&](const BenchTest& test, std::optional<int> busy_cpu) {
       results.push_back(RunTest(*engine, *tokenizer, model, test, options.repetitions, busy_cpu));
       results.back().roofs = roofs;

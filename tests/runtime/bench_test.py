@@ -20,12 +20,12 @@ PROJECTIONS = 4 * N_EMBD * N_EMBD + 3 * N_FF * N_EMBD   # weights of the layer
 HEAD = len(TOKENS) * N_EMBD
 
 
-def work(n_prompt, n_gen, n_depth=0):
+def work(n_prompt, n_gen, n_depth=0, n_parallel=1):
     """Bytes and operations of a test of this file's models, in F32 with a KV of F16; up to 512 rows are one step."""
     steps = [(n_depth, n_prompt)] * (n_prompt > 0) + [(n_depth + n_prompt + i, 1) for i in range(n_gen)]
-    n_bytes = sum(4 * (PROJECTIONS + HEAD) + 4 * N_EMBD * (at + rows) for at, rows in steps)
+    n_bytes = sum(4 * (PROJECTIONS + HEAD) + n_parallel * 4 * N_EMBD * (at + rows) for at, rows in steps)
     ops = sum(2 * rows * PROJECTIONS + 2 * HEAD + 4 * N_EMBD * sum(at + r + 1 for r in range(rows)) for at, rows in steps)
-    return n_bytes, ops
+    return n_bytes, n_parallel * ops
 
 
 class Bench(unittest.TestCase):
@@ -65,8 +65,27 @@ class Bench(unittest.TestCase):
                          [(8, 2, 0), (4, 1, 0), (8, 2, 3), (4, 1, 3)])
         self.assertIn("pp8+tg2 @ d3", self.bench("-p", "0", "-n", "0", "-pg", "8,2", "-d", "3", "-r", "1"))
 
+    def test_parallel(self):
+        args = ["-p", "4", "-n", "0,2", "-pg", "3,2", "-npl", "1-4*2", "-d", "0,70", "-r", "2", "-t", "1", "--roofline"]
+        rows = json.loads(self.bench(*args, "-o", "json"))
+        self.assertEqual([(row["n_prompt"], row["n_gen"], row["n_depth"], row["n_parallel"]) for row in rows],
+                         [test for d in (0, 70) for test in [(4, 0, d, 1), *((0, 2, d, n) for n in (1, 2, 4)), (3, 2, d, 1)]])
+        for row in rows:
+            self.assertEqual((row["bytes"], row["ops"]),
+                             work(row["n_prompt"], row["n_gen"], row["n_depth"], row["n_parallel"]))
+            tokens = row["n_parallel"] * (row["n_prompt"] + row["n_gen"])
+            for time, rate in zip(row["samples_ns"], row["samples_ts"]):
+                self.assertAlmostEqual(rate * time * 1e-9 / tokens, 1, places=4)
+        table = self.bench("-p", "0", "-n", "2", "--npl", "3,1", "-d", "5", "-r", "1")
+        self.assertIn(" tg2 x3 @ d5 |", table)
+        self.assertIn(" tg2 @ d5 |", table)
+
     def test_wrong_usage(self):
         for args, message in [
+            (["-npl", "0"], "--npl: 0 is out of range; it goes from 1 to 512"),
+            (["-npl", "4,513"], "--npl: 513 is out of range; it goes from 1 to 512"),
+            (["-npl", "1-512", "-n", "1,2"], "more than 1000 tests"),
+            (["-npl"], "--npl needs a value"),
             (["-p", "5-"], "-p/--n-prompt: '' is not a whole number"),
             (["-p", "9-5"], "9-5 begins above its end"),
             (["-p", "0-8*2"], "0-8*2 never ends"),
