@@ -105,9 +105,11 @@ void Rope(float* head, const float* cos_sin, int n_dims, RopeKind kind) {
   }
 }
 
-// Both activations are x / (1 + e^-u): u = x for SiLU, and with u = 2 y it is x (1 + tanh y) / 2 without cancellation.
+// ReLU is max(0, x); NaN stays. The others are x / (1 + e^-u): u = x for SiLU, and with u = 2 y it is x (1 + tanh y) /
+// 2 without cancellation.
 template <typename V>
 typename V::F Activate(typename V::F x, Activation activation) {
+  if (activation == Activation::kRelu) return V::Max(V::Set(0.f), x);
   auto u = x;
   if (activation == Activation::kGeluTanh) {
     constexpr float kTwice = 1.59576912160573071f, kCubic = 0.044715f;  // 2 sqrt(2 / pi)

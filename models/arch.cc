@@ -24,7 +24,34 @@ constexpr Arch kArchs[] = {
      .local_rope_base = 10000},
 };
 
+struct NamedActivation {
+  Activation activation;
+  std::string_view name;
+};
+constexpr NamedActivation kActivations[] = {
+    {Activation::kSilu, "silu"}, {Activation::kGeluTanh, "gelu_tanh"}, {Activation::kRelu, "relu"}};
+
 }  // namespace
+
+std::string_view Name(Activation activation) {
+  for (const NamedActivation& row : kActivations) {
+    if (row.activation == activation) return row.name;
+  }
+  return "";
+}
+
+std::optional<Activation> FindActivation(std::string_view name) {
+  for (const NamedActivation& row : kActivations) {
+    if (row.name == name) return row.activation;
+  }
+  return std::nullopt;
+}
+
+std::string ActivationNames() {
+  std::string names;
+  for (const NamedActivation& row : kActivations) names.append(names.empty() ? "" : ", ").append(row.name);
+  return names;
+}
 
 std::span<const Arch> Archs() { return kArchs; }
 

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,14 +18,18 @@ enum class RopeKind : uint8_t {
   kInterleaved,  // rotates (x[2i], x[2i+1]): llama files, whose q and k rows are permuted for it
   kHalves,       // rotates (x[i], x[i + n/2]): "NeoX"
 };
-enum class Activation : uint8_t { kSilu, kGeluTanh };
+enum class Activation : uint8_t { kSilu, kGeluTanh, kRelu };
+// How activations are called in thermocline.activation. FindActivation: nullopt for unknown ones.
+std::string_view Name(Activation activation);
+std::optional<Activation> FindActivation(std::string_view name);
+std::string ActivationNames();  // all of them, comma-separated
 
 // An architecture is a row of data. All of them: RMS norm before attention and before the FFN, grouped-query
 // attention, gated FFN, optional biases (taken where the file has them).
 struct Arch {
   const char* name;  // general.architecture
   RopeKind rope;
-  Activation activation;
+  Activation activation;  // unless the file says otherwise in thermocline.activation
   bool qk_norm;           // RMS norm over each head of q and k, before rope
   bool post_norms;        // RMS norm of what attention and FFN add to the residual
   bool scale_embedding;   // embeddings are multiplied by sqrt(n_embd)

@@ -160,6 +160,17 @@ void RefuseUnsupported(const Reader& reader) {
   }
 }
 
+// GGUF has no key for the activation: it comes with the architecture. ReLU-fied models (arXiv:2310.04564) are llama in
+// everything else, so they name it in a key of our own.
+Activation ReadActivation(const GgufFile& file, Activation fallback) {
+  constexpr std::string_view kKey = "thermocline.activation";
+  if (file.Find(kKey) == nullptr) return fallback;
+  const std::string_view name = file.GetString(kKey);
+  if (const auto activation = FindActivation(name)) return *activation;
+  throw Error("{} is {}, which is not supported: it is one of {}. {}", file.Where(kKey), Quoted(name),
+              ActivationNames(), kOtherModel);
+}
+
 }  // namespace
 
 bool ModelConfig::IsWindowLayer(int layer) const {
@@ -180,6 +191,7 @@ ModelConfig ReadConfig(const GgufFile& file, const Arch& arch, bool arch_is_from
   RefuseUnsupported(reader);
   ModelConfig config = {};
   config.arch = arch;
+  if (arch_is_from_file) config.arch.activation = ReadActivation(file, arch.activation);
   config.n_layer = reader.Int("block_count", 1, kMaxLayers);
   config.n_embd = reader.Int("embedding_length", 2, kMaxEmbedding);
   config.n_ff = reader.Int("feed_forward_length", 1, kMaxFeedForward);

@@ -10,7 +10,7 @@ namespace thermocline {
 const Arch& ReadArch(const GgufFile& file);
 
 // Throws Error naming file and key for what is missing, out of bounds or not supported. `arch_is_from_file`: the file
-// may refine the row (the pattern of its window layers); otherwise the row holds as it is.
+// may refine the row (its activation, the pattern of its window layers); otherwise the row holds as it is.
 ModelConfig ReadConfig(const GgufFile& file, const Arch& arch, bool arch_is_from_file);
 
 }  // namespace thermocline

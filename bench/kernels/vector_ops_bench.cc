@@ -65,8 +65,8 @@ void RegisterOps(Isa isa) {
   for (const RopeKind kind : {RopeKind::kInterleaved, RopeKind::kHalves})
     RegisterOp(isa, kind == RopeKind::kHalves ? "rope_halves/64" : "rope_interleaved/64", 3.0 * 4 * kHeadDim,
                [=](const VectorOps& ops) { ops.rope(y.data(), rotation.data(), kHeadDim, kind); });
-  for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh})
-    RegisterOp(isa, activation == Activation::kSilu ? "gated_silu/5632" : "gated_gelu/5632", 3.0 * 4 * kFf,
+  for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh, Activation::kRelu})
+    RegisterOp(isa, fmt::format("gated_{}/{}", Name(activation), kFf).c_str(), 3.0 * 4 * kFf,
                [=](const VectorOps& ops) { ops.gated_act(x.data(), weight.data(), kFf, activation, y.data()); });
   RegisterOp(isa, "add/2048", 3.0 * 4 * kEmbd, [](const VectorOps& ops) { ops.add(x.data(), kEmbd, y.data()); });
   for (const LoPlane lo_plane : {LoPlane::kAll, LoPlane::kLarge})

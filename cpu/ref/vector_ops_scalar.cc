@@ -42,6 +42,7 @@ double Activate(double x, Activation activation) {
   switch (activation) {
     case Activation::kSilu: return x / (1 + std::exp(-x));
     case Activation::kGeluTanh: return x / (1 + std::exp(-2 * kSqrt2OverPi * (x + 0.044715 * x * x * x)));
+    case Activation::kRelu: return x < 0 ? 0 : x;
   }
   return 0;
 }

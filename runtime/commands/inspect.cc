@@ -98,10 +98,11 @@ std::string Tensors(const GgufFile& file) {
 std::string Architecture(const ModelConfig& c) {
   std::string out = fmt::format(
       "\nArchitecture {}\n"
-      "  {} layers, embedding {}, FFN {}, vocabulary {}\n"
+      "  {} layers, embedding {}, FFN {} ({}), vocabulary {}\n"
       "  {} heads of {}, {} of them for keys and values\n"
       "  trained for a context of {}",
-      c.arch.name, c.n_layer, c.n_embd, c.n_ff, c.n_vocab, c.n_head, c.head_dim, c.n_head_kv, c.n_ctx_train);
+      c.arch.name, c.n_layer, c.n_embd, c.n_ff, Name(c.arch.activation), c.n_vocab, c.n_head, c.head_dim, c.n_head_kv,
+      c.n_ctx_train);
   if (c.window > 0) {
     int n_window = 0;
     for (int layer = 0; layer < c.n_layer; layer++) n_window += c.IsWindowLayer(layer);

@@ -101,9 +101,11 @@ std::vector<float> ActivationInputs(int n) {
   return x;
 }
 
+constexpr Activation kActivations[] = {Activation::kSilu, Activation::kGeluTanh, Activation::kRelu};
+
 TEST_CASE("gated_act equals the reference") {
   ForEach({1, 7, 16, 17, 576, 10007}, [](const VectorOps& ops, int n, Flush flush) {
-    for (Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
+    for (Activation activation : kActivations) {
       CAPTURE(static_cast<int>(activation));
       const std::vector<float> gate = ActivationInputs(n), up = Random(n + 1).Normals(n);
       const GuardedBuffer<float> gate_in(gate, 4, flush), up_in(up, 4, flush);
@@ -113,9 +115,10 @@ TEST_CASE("gated_act equals the reference") {
       ops.gated_act(gate_in.data(), up_in.data(), n, activation, out.data());
       ops.gated_act(in_place.data(), up_in.data(), n, activation, in_place.data());
       CheckSame<float>(in_place.ToVector(), out.ToVector());
-      // x / (1 + e^-u): a relative error of 6 eps, of which the tail e^u multiplies the rounding of u by |u| (GELU's u
-      // has 4 roundings; it is under 1e-37 from |u| = 87 on, where denormals take over).
+      // ReLU is exact. x / (1 + e^-u): a relative error of 6 eps, of which the tail e^u multiplies the rounding of u by
+      // |u| (GELU's u has 4 roundings; it is under 1e-37 from |u| = 87 on, where denormals take over).
       CheckNear(out.ToVector(), expected, [&](size_t i) {
+        if (activation == Activation::kRelu) return 0.0;
         const double tail = activation == Activation::kGeluTanh && gate[i] < 0 ? 2 * 87 : 0;
         return kEpsilon * (6 + tail) * std::fabs(expected[i]) + 1e-36 * (1 + std::fabs(up[i]));
       });
@@ -123,12 +126,14 @@ TEST_CASE("gated_act equals the reference") {
   });
 }
 
-TEST_CASE("the reference activations are SiLU and GELU's tanh form") {
+TEST_CASE("the reference activations are SiLU, GELU's tanh form and ReLU") {
   for (float x : {-3.f, -1.f, -0.01f, 0.f, 0.5f, 2.f, 6.f}) {
     const float up = 3;
-    float silu, gelu;
+    float silu, gelu, relu;
     Reference().gated_act(&x, &up, 1, Activation::kSilu, &silu);
     Reference().gated_act(&x, &up, 1, Activation::kGeluTanh, &gelu);
+    Reference().gated_act(&x, &up, 1, Activation::kRelu, &relu);
+    CHECK(relu == (x > 0 ? 3 * x : 0));
     CHECK(silu == doctest::Approx(3 * x / (1 + std::exp(-x))).epsilon(1e-6));
     const double inner = std::sqrt(2 / M_PI) * (x + 0.044715 * std::pow(x, 3));
     CHECK(gelu == doctest::Approx(3 * 0.5 * x * (1 + std::tanh(inner))).epsilon(1e-6));
@@ -139,7 +144,7 @@ TEST_CASE("gated_act of infinities and NaN") {
   for (Isa isa : RunnableIsas()) {
     const std::vector<float> gate = {kInf, kNan, -1e38f}, up = {1, 1, 1};
     std::vector<float> out(3);
-    for (Activation activation : {Activation::kSilu, Activation::kGeluTanh}) {
+    for (Activation activation : kActivations) {
       VectorOpsFor(isa).gated_act(gate.data(), up.data(), 3, activation, out.data());
       CHECK(out[0] == kInf);
       CHECK(std::isnan(out[1]));

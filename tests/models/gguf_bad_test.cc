@@ -271,6 +271,11 @@ std::vector<Row> Configuration() {
        }),
        Convert(
            "byte 7150: 'gemma3.attention.sliding_window_pattern' is an array of strings, not an array of booleans.")},
+      {"an unknown activation", Llama([](W& w) { w.String("thermocline.activation", "relu6"); }),
+       Other("byte 7075: 'thermocline.activation' is 'relu6', which is not supported: it is one of silu, gelu_tanh, "
+             "relu.")},
+      {"an activation that is a number", Llama([](W& w) { w.U32("thermocline.activation", 1); }),
+       Convert("byte 7075: 'thermocline.activation' is an integer, not a string.")},
       {"experts", Llama([](W& w) { w.U32("llama.expert_count", 8); }),
        Other("byte 7071: 'llama.expert_count' is 8: a mixture of experts is not supported.")},
       {"soft cap on logits", Gemma([](W& w) { w.F32("gemma3.final_logit_softcapping", 30); }),

@@ -227,6 +227,15 @@ TEST_CASE("model: another architecture row is obeyed as it stands") {
   CHECK(OpOf(Model::FromGguf(file, arch), OpKind::kRope, 0).rope_base == 77);
 }
 
+TEST_CASE("model: the file may name another activation") {
+  const GgufFile file = TinyModel({.activation = "relu"}).Open();
+  CHECK(OpOf(Model::FromGguf(file), OpKind::kGatedAct, 1).activation == Activation::kRelu);
+  CHECK(OpOf(Model::FromGguf(file, *FindArch("llama")), OpKind::kGatedAct, 1).activation == Activation::kSilu);
+  for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh, Activation::kRelu})
+    CHECK(FindActivation(Name(activation)) == activation);
+  CHECK_FALSE(FindActivation("").has_value());
+}
+
 TEST_CASE("model: the table knows its rows by name") {
   std::set<std::string> names;
   for (const Arch& arch : Archs()) {

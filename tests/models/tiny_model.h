@@ -69,7 +69,8 @@ struct TinyOptions {
   int n_layer = 2, n_embd = 64, n_ff = 96, n_head = 4, n_head_kv = 2, head_dim = 16;
   int n_vocab = 288;  // under 259 there is no room for the vocabulary, and the file has none
   int n_ctx_train = 256;
-  int window = 8;  // gemma3 only
+  int window = 8;          // gemma3 only
+  std::string activation = "";  // in thermocline.activation, where there is one
   bool biases = false;
   bool tied = true;
   uint32_t seed = 1;
@@ -114,6 +115,7 @@ inline GgufWriter TinyModel(const TinyOptions& o = {}) {
   u32("attention.value_length", o.head_dim);
   writer.F32(key("attention.layer_norm_rms_epsilon"), 1e-5f).F32(key("rope.freq_base"), 10000);
   if (gemma) u32("attention.sliding_window", o.window);
+  if (!o.activation.empty()) writer.String("thermocline.activation", o.activation);
   if (o.n_vocab >= 259) AddTinyVocabulary(writer, o.n_vocab);
 
   std::mt19937 random(o.seed);

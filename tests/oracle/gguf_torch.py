@@ -117,7 +117,7 @@ def set_rope_factors(model, factors):
 
 
 def config_of(meta, tensors):
-    """The transformers configuration of a GGUF file; activation and gemma3's period of 6 come with the architecture."""
+    """The transformers configuration of a GGUF file; gemma3's activation and period of 6 come with the architecture."""
     a = "{arch}."
     n_embd, n_head = int(meta.get(a + "embedding_length")), int(meta.get(a + "attention.head_count"))
     head_dim = int(meta.get(a + "attention.key_length", n_embd // n_head))
@@ -137,7 +137,8 @@ def config_of(meta, tensors):
         attn_implementation="eager",
     )
     if meta.arch == "llama":
-        return LlamaConfig(rope_parameters=scaling, hidden_act="silu", attention_bias="blk.0.attn_q.bias" in tensors,
+        return LlamaConfig(rope_parameters=scaling, hidden_act=meta.get("thermocline.activation", "silu"),
+                           attention_bias="blk.0.attn_q.bias" in tensors,
                            mlp_bias="blk.0.ffn_up.bias" in tensors, **common)
     assert meta.arch == "gemma3", meta.arch
     local = {"rope_type": "default", "rope_theta": float(meta.get(a + "rope.freq_base_swa", 10000.0))}

@@ -59,6 +59,8 @@ MODELS = {
                                         "ffn_gate": Q.Q4_K, "ffn_up": Q.Q5_K, "ffn_down": Q.Q6_K, "token_embd": Q.Q6_K},
                     bias=False, tied=True, rope="default", n_embd=256, n_ff=256, n_head=2, n_head_kv=1, head_dim=32,
                     n_layer=1),
+    "llama_relu": dict(arch="llama", type=Q.Q8_0, activation="relu", bias=False, tied=True, rope="default",
+                       **{**WIDE, "n_layer": 2}),
 }
 CONTEXT, ORIGINAL_CONTEXT, FACTOR, EPS = 512, 64, 4.0, 1e-2
 THETA = {"llama": 10000.0, "gemma3": 100000.0}   # gemma3: of the global layers
@@ -112,7 +114,8 @@ def transformers_model(s):
     if s["rope"] == "llama3":
         rope.update(LLAMA3)
     if s["arch"] == "llama":
-        config = LlamaConfig(rope_parameters=rope, attention_bias=s["bias"], mlp_bias=s["bias"], **common)
+        config = LlamaConfig(rope_parameters=rope, hidden_act=s.get("activation", "silu"), attention_bias=s["bias"],
+                             mlp_bias=s["bias"], **common)
         return LlamaForCausalLM(config)
     local = {"rope_type": "default", "rope_theta": s.get("theta_local", 10000.0)}
     return Gemma3ForCausalLM(Gemma3TextConfig(rope_parameters={"full_attention": rope, "sliding_attention": local},
@@ -177,6 +180,8 @@ def add_metadata(writer, s):
     writer.add_vocab_size(len(PIECES))
     writer.add_key_length(s["head_dim"])
     writer.add_value_length(s["head_dim"])
+    if "activation" in s:
+        writer.add_string("thermocline.activation", s["activation"])
     if s["arch"] == "llama":
         writer.add_rope_dimension_count(s["head_dim"])
     else:

@@ -51,9 +51,9 @@ TEST_CASE("tiny models: every field of the architecture table matters") {
       {"global_period", [](Arch& a) { a.global_period = a.global_period ? a.global_period - 1 : 2; }},
       {"local_rope_base", [](Arch& a) { a.local_rope_base = a.local_rope_base * 2 + 100; }},
   };
-  for (const char* name : {"llama_plain.gguf", "gemma3_plain.gguf"}) {
+  for (const char* name : {"llama_plain.gguf", "gemma3_plain.gguf", "llama_relu.gguf"}) {
     const TinyModel tiny = test::FindTiny(name);
-    const Arch& arch = *FindArch(GgufFile::Open(tiny.path()).GetString("general.architecture"));
+    const Arch arch = Model::FromGguf(GgufFile::Open(tiny.path())).config.arch;
     const double base = ErrorWith(tiny, &arch, RowKind::kGenerated);
     for (const Mutation& mutation : mutations) {
       CAPTURE(std::string(name));
