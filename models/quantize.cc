@@ -2,6 +2,7 @@
 #include "models/quantize.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -21,6 +22,13 @@ float ToHalf(float value) { return HalfToFloat(FloatToHalf(std::clamp(value, -65
 void PutHalf(uint8_t* at, float value) {
   const uint16_t half = FloatToHalf(value);
   std::memcpy(at, &half, sizeof half);
+}
+
+// To nearest even.
+void PutBf16(uint8_t* at, float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const auto bf16 = static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  std::memcpy(at, &bf16, sizeof bf16);
 }
 
 double Error(const BlockGrid& grid, const WeightGroup& group, int g) {
@@ -343,6 +351,10 @@ void Quantize(DType type, const float* x, const float* importance, int64_t n, ui
   }
   if (type == DType::kF16) {
     for (int64_t i = 0; i < n; ++i) PutHalf(out + 2 * i, x[i]);
+    return;
+  }
+  if (type == DType::kBF16) {
+    for (int64_t i = 0; i < n; ++i) PutBf16(out + 2 * i, x[i]);
     return;
   }
   std::array<float, kMaxBlock> ones;

@@ -42,7 +42,7 @@ BlockGrid ChooseScales(DType type, const float* x, const float* importance, uint
 void PutCodes(DType type, const uint8_t* codes, uint8_t* block);
 
 // n weights, a multiple of the block, to `out`. importance: (n) as in ChooseScales, or null where all count alike. Also
-// to F16 and F32, where importance counts for nothing.
+// to F16, BF16 and F32, where importance counts for nothing.
 void Quantize(DType type, const float* x, const float* importance, int64_t n, uint8_t* out);
 
 }  // namespace thermocline

@@ -11,6 +11,7 @@
 #include "cpu/isa.h"
 #include "models/dtype.h"
 #include "runtime/engine.h"
+#include "runtime/synth.h"
 
 namespace thermocline {
 namespace {
@@ -186,7 +187,8 @@ BenchAbout DescribeBench(const GgufFile& file) {
   const DType type = std::max_element(weights.begin(), weights.end(), most)->first;
   about.float_weights = type == DType::kF32 || type == DType::kF16 || type == DType::kBF16;
   const double millions = static_cast<double>(about.model_n_params) / 1e6;
-  about.model_type = fmt::format("{} {:.0f}M {}", file.GetString("general.architecture"), millions, Info(type).name);
+  about.model_type = fmt::format("{}{} {:.0f}M {}", IsSynthetic(file) ? "synthetic " : "",
+                                 file.GetString("general.architecture"), millions, Info(type).name);
   return about;
 }
 

@@ -7,6 +7,7 @@
 #include "models/hash.h"
 #include "runtime/catalog.h"
 #include "runtime/progress.h"
+#include "runtime/synth.h"
 #include "runtime/text_io.h"
 
 namespace thermocline {
@@ -35,6 +36,7 @@ std::filesystem::path PackedCacheDir() { return CacheDir() / "packed"; }
 std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, int n_ctx, int n_threads, Tracer* tracer,
                                    bool cache_packed, int max_sequences) {
   if (tracer) tracer->set_bandwidth(MeasureReadBandwidth(Team(n_threads).size(), kBandwidthBytes));
+  if (IsSynthetic(file)) Note("{}: what it says means nothing", TerminalSafe(file.GetString("general.name")));
   Progress progress("loading", "");
   EngineOptions options;
   options.n_ctx = n_ctx;

@@ -17,6 +17,7 @@ constexpr Command kCommands[] = {
     {"inspect", "Show what a model file holds and what memory it needs", RunInspect},
     {"perplexity", "Measure how well a model predicts a text", RunPerplexity},
     {"quantize", "Write a model with smaller weights", RunQuantize},
+    {"synth", "Write a model with random weights, for measuring speed", RunSynth},
     {"bench", "Measure the speed of prefill and decode", RunBench},
     {"machine", "Show what this machine has and how fast it reads memory", RunMachine},
     {"pull", "Fetch a model into the cache", RunPull},

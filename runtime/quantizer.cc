@@ -20,25 +20,6 @@ namespace {
 constexpr DType kTypes[] = {DType::kQ4_0, DType::kQ4_K, DType::kQ4_1, DType::kQ5_0,
                             DType::kQ5_K, DType::kQ5_1, DType::kQ6_K, DType::kQ8_0};
 
-// general.file_type: llama.cpp's llama_ftype of files that are mostly of one type.
-uint32_t FileType(DType type) {
-  switch (type) {
-    case DType::kF32: return 0;
-    case DType::kF16: return 1;
-    case DType::kQ4_0: return 2;
-    case DType::kQ4_1: return 3;
-    case DType::kQ8_0: return 7;
-    case DType::kQ5_0: return 8;
-    case DType::kQ5_1: return 9;
-    case DType::kQ4_K: return 14;
-    case DType::kQ5_K: return 16;
-    case DType::kQ6_K: return 18;
-    case DType::kBF16: return 32;
-    default: return 1024;  // LLAMA_FTYPE_GUESSED
-  }
-}
-constexpr uint32_t kQuantizationVersion = 2;  // ggml's GGML_QNT_VERSION
-
 // Rows that one member takes at a time hold about this many weights.
 constexpr int64_t kChunkWeights = 1 << 14;
 
@@ -128,6 +109,23 @@ QuantizePlan PlanTypes(const GgufFile& file, const Model& model, DType type, boo
         fmt::format("{} stay{} {}, which has no more bits", Plural(n, "tensor"), n == 1 ? "s" : "", Info(other).name));
   }
   return plan;
+}
+
+uint32_t FileType(DType type) {
+  switch (type) {
+    case DType::kF32: return 0;
+    case DType::kF16: return 1;
+    case DType::kQ4_0: return 2;
+    case DType::kQ4_1: return 3;
+    case DType::kQ8_0: return 7;
+    case DType::kQ5_0: return 8;
+    case DType::kQ5_1: return 9;
+    case DType::kQ4_K: return 14;
+    case DType::kQ5_K: return 16;
+    case DType::kQ6_K: return 18;
+    case DType::kBF16: return 32;
+    default: return 1024;  // LLAMA_FTYPE_GUESSED
+  }
 }
 
 uint64_t PlannedBytes(const GgufFile& file, std::span<const DType> types) {

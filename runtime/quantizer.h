@@ -36,6 +36,10 @@ struct QuantizePlan {
 // the embedding and the head are one step wider.
 QuantizePlan PlanTypes(const GgufFile& file, const Model& model, DType type, bool pure);
 
+// general.file_type: llama.cpp's llama_ftype of files that are mostly of one type.
+uint32_t FileType(DType type);
+inline constexpr uint32_t kQuantizationVersion = 2;  // general.quantization_version: ggml's GGML_QNT_VERSION
+
 // What the file becomes on disk.
 uint64_t PlannedBytes(const GgufFile& file, std::span<const DType> types);
 

@@ -3,17 +3,13 @@
     python bench_test.py PROGRAM [unittest arguments]
 """
 import csv
-import importlib.machinery
-import importlib.util
 import io
 import json
 import os
-import sys
 import unittest
 import xml.etree.ElementTree
-from pathlib import Path
 
-from program import HERE, LOOP, N_EMBD, PARIS, TOKENS, VOCABULARY, run
+from program import HERE, LOOP, N_EMBD, PARIS, TOKENS, run
 
 N_FF = 32
 PROJECTIONS = 4 * N_EMBD * N_EMBD + 3 * N_FF * N_EMBD   # weights of the layer
@@ -153,45 +149,6 @@ class Bench(unittest.TestCase):
             self.assertEqual((row["n_prompt"], row["n_gen"]), (0, 2))
             self.assertIn(row["busy_cpu"], cpus)
         self.assertIn(f"tg2, CPU {rows[2]['busy_cpu']} busy", self.bench("-p", "0", "-n", "2", "-r", "1", "--contended"))
-
-
-class Synth(unittest.TestCase):
-    """bench/synth in a shape of its own: the real ones have gigabytes."""
-
-    @classmethod
-    def setUpClass(cls):
-        sys.dont_write_bytecode = True
-        path = str(Path(__file__).resolve().parents[2] / "bench/synth")
-        loader = importlib.machinery.SourceFileLoader("synth", path)
-        cls.synth = importlib.util.module_from_spec(importlib.util.spec_from_loader("synth", loader))
-        loader.exec_module(cls.synth)
-        cls.synth.SHAPES["tiny"] = (256, 512, 2, 4, 2)
-        cls.synth.N_VOCAB = len(TOKENS)
-
-    def write(self, kind, seed=1):
-        path = HERE / f"synthetic-{kind}.gguf"
-        with open(path, "wb") as file:
-            self.synth.write(file, "tiny", kind, seed, *self.synth.vocabulary(VOCABULARY))
-        return path
-
-    def test_every_type_runs(self):
-        text = HERE / "text.txt"
-        text.write_text("".join(chr(33 + i * i * 7 % 89) for i in range(512)))
-        for kind in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F16", "BF16"):
-            with self.subTest(kind=kind):
-                result = run("perplexity", self.write(kind), "--text", text, "-c", "64")
-                self.assertEqual(result.returncode, 0, result.stderr)
-                # Random weights know nothing, but their activations are neither lost nor out of bounds: the logits
-                # have a deviation near 1, with which a text is about e^0.5 times as unlikely as among equals.
-                self.assertTrue(1.1 < float(result.stdout) / len(TOKENS) < 3, result.stdout)
-
-    def test_the_seed_decides(self):
-        first, again = self.write("Q4_0").read_bytes(), self.write("Q4_0").read_bytes()
-        self.assertEqual(first, again)
-        other = self.write("Q4_0", seed=2).read_bytes()
-        self.assertEqual(len(first), len(other))
-        self.assertNotEqual(first, other)
-        self.assertIn(b"synthetic tiny Q4_0", first)
 
 
 class Trace(unittest.TestCase):

@@ -89,7 +89,7 @@ class Usage(unittest.TestCase):
                 self.check(args, 1, "error: ", *messages)
 
     def test_help(self):
-        for command in "chat tokenize template inspect perplexity quantize bench machine pull".split():
+        for command in "chat tokenize template inspect perplexity quantize synth bench machine pull".split():
             result = run(command, "--help")
             self.assertEqual((result.returncode, result.stderr), (0, b""))
             self.assertIn(f"thermocline {command}".encode(), result.stdout)
