@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <ranges>
 
 #include "models/check.h"
 #include "models/error.h"
@@ -32,6 +33,11 @@ bool HasAvx2() {
          Has(Cpuid(7).ebx, bit_AVX2);
 }
 
+bool HasAvxVnni() {
+  constexpr unsigned kAvxVnniBit = 1 << 4;
+  return HasAvx2() && Cpuid(7).eax >= 1 && Has(Cpuid(7, 1).eax, kAvxVnniBit);
+}
+
 bool HasAvx512() {
   constexpr uint64_t kXmmYmmZmmMask = 0xE6;
   return HasAvx2() && (SavedState() & kXmmYmmZmmMask) == kXmmYmmZmmMask &&
@@ -39,14 +45,13 @@ bool HasAvx512() {
          Has(Cpuid(7).ecx, bit_AVX512VNNI);
 }
 
-constexpr Isa kBestFirst[] = {Isa::kAvx512, Isa::kAvx2, Isa::kScalar};
-
 }  // namespace
 
 std::string_view Name(Isa isa) {
   switch (isa) {
     case Isa::kScalar: return "scalar";
     case Isa::kAvx2: return "avx2";
+    case Isa::kAvxVnni: return "avxvnni";
     case Isa::kAvx512: return "avx512";
   }
   CHECK(!"an Isa outside the enumeration");
@@ -54,13 +59,13 @@ std::string_view Name(Isa isa) {
 }
 
 bool CanRun(Isa isa) {
-  static const bool avx2 = HasAvx2(), avx512 = HasAvx512();
-  return isa == Isa::kScalar || (isa == Isa::kAvx2 && avx2) || (isa == Isa::kAvx512 && avx512);
+  static const bool can_run[] = {true, HasAvx2(), HasAvxVnni(), HasAvx512()};
+  return can_run[static_cast<int>(isa)];
 }
 
 Isa ChooseIsa() {
   const char* wanted = std::getenv("THERMOCLINE_ISA");
-  for (Isa isa : kBestFirst) {
+  for (const Isa isa : std::views::reverse(kIsas)) {
     if (wanted == nullptr || *wanted == '\0') {
       if (CanRun(isa)) return isa;
     } else if (Name(isa) == wanted) {
@@ -68,7 +73,7 @@ Isa ChooseIsa() {
       throw Error("THERMOCLINE_ISA={}: this CPU (or its operating system) cannot run it; unset the variable", wanted);
     }
   }
-  throw Error("THERMOCLINE_ISA={}: unknown; it is one of scalar, avx2, avx512", wanted);
+  throw Error("THERMOCLINE_ISA={}: unknown; it is one of scalar, avx2, avxvnni, avx512", wanted);
 }
 
 }  // namespace thermocline

@@ -1,18 +1,19 @@
 // Instruction sets, chosen at run time.
 #pragma once
 
-#include <span>
 #include <string_view>
 
 namespace thermocline {
 
 enum class Isa : unsigned char {
-  kScalar,  // the reference
-  kAvx2,    // AVX2, FMA, F16C
-  kAvx512,  // AVX-512 F, BW, VL, DQ and VNNI
+  kScalar,   // the reference
+  kAvx2,     // AVX2, FMA, F16C
+  kAvxVnni,  // the same and AVX-VNNI: vpdpbusd on ymm
+  kAvx512,   // AVX-512 F, BW, VL, DQ and VNNI
 };
+inline constexpr Isa kIsas[] = {Isa::kScalar, Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512};  // the widest last
 
-std::string_view Name(Isa isa);  // "scalar", "avx2", "avx512": the values of THERMOCLINE_ISA
+std::string_view Name(Isa isa);  // "scalar", "avx2", "avxvnni", "avx512": the values of THERMOCLINE_ISA
 bool CanRun(Isa isa);            // CPU and operating system
 // Widest that runs here, capped by THERMOCLINE_ISA. Throws Error for an unknown value, naming the known, and for one
 // that this CPU does not have.

@@ -32,21 +32,22 @@ struct LinearKernel::Code {
   std::vector<std::unique_ptr<JitCode>> jit;
   std::vector<LinearFn> rows = {nullptr};  // by M; alone: the reference
   LinearFn decode = nullptr;
-  std::vector<TileFn> tile[kTilePanels + 1];  // by panels and M; empty: this instruction set has none
+  std::vector<TileFn> tile[kTilePanels + 1];  // by panels and M; empty: the reference
 };
 
 LinearKernel::Code::Code(Isa isa, const PackedFormat& format) : format(format) {
   if (isa == Isa::kScalar) return;
-  const bool avx2 = isa == Isa::kAvx2;
-  name = avx2 ? "avx2" : "avx512_vnni";
-  for (int m = 1; m <= (avx2 ? kFewRowsAvx2 : kFewRowsAvx512); ++m)
-    rows.push_back(Keep<LinearFn>(avx2 ? MakeLinearAvx2({&format, m}) : MakeLinearAvx512({&format, m})));
-  if (avx2) return;
-  decode = Keep<LinearFn>(MakeDecodeAvx512(format));
+  const bool wide = isa == Isa::kAvx512, vnni = isa == Isa::kAvxVnni;
+  name = wide ? "avx512_vnni" : vnni ? "avx_vnni" : "avx2";
+  for (int m = 1; m <= (wide ? kFewRowsAvx512 : kFewRowsAvx2); ++m)
+    rows.push_back(Keep<LinearFn>(wide ? MakeLinearAvx512({&format, m}) : MakeLinearAvx2({&format, m}, vnni)));
+  decode = Keep<LinearFn>(wide ? MakeDecodeAvx512(format) : MakeDecodeAvx2(format));
   for (int panels = 1; panels <= kTilePanels; ++panels) {
     tile[panels] = {nullptr};
-    for (int m = 1; m <= kTileRowsAvx512; ++m)
-      tile[panels].push_back(Keep<TileFn>(MakeTileAvx512({&format, m, panels})));
+    for (int m = 1; m <= (wide ? kTileRowsAvx512 : kTileRowsAvx2); ++m) {
+      const TileSpec spec{&format, m, panels};
+      tile[panels].push_back(Keep<TileFn>(wide ? MakeTileAvx512(spec) : MakeTileAvx2(spec, vnni)));
+    }
   }
 }
 

@@ -39,7 +39,7 @@ class LinearKernel {
   LinearKernel(LinearKernel&&) noexcept;
 
   void Run(const LinearArgs& args, int64_t m) const;  // M = m >= 1
-  std::string_view name() const;                      // "avx512_vnni", "avx2", "reference"
+  std::string_view name() const;                      // "avx512_vnni", "avx_vnni", "avx2", "reference"
 
  private:
   struct Code;

@@ -75,7 +75,8 @@ const PackedFormat* FindPackedFormat(DType source) {
 PackFn PackFnFor(Isa isa, DType source) {
   switch (isa) {
     case Isa::kScalar: return nullptr;
-    case Isa::kAvx2: return PackFnAvx2(source);
+    case Isa::kAvx2:
+    case Isa::kAvxVnni: return PackFnAvx2(source);
     case Isa::kAvx512: return PackFnAvx512(source);
   }
   CHECK(!"an Isa outside the enumeration");

@@ -10,7 +10,8 @@ const VectorOps& VectorOpsFor(Isa isa) {
   CHECK(CanRun(isa));
   switch (isa) {
     case Isa::kScalar: return kVectorOpsScalar;
-    case Isa::kAvx2: return kVectorOpsAvx2;
+    case Isa::kAvx2:
+    case Isa::kAvxVnni: return kVectorOpsAvx2;
     case Isa::kAvx512: return kVectorOpsAvx512;
   }
   CHECK(!"an Isa outside the enumeration");

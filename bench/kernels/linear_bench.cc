@@ -61,7 +61,7 @@ void RunLinear(benchmark::State& state, Isa isa, const PackedFormat& format, int
 
 const bool kRegistered = [] {
   for (const PackedFormat& format : PackedFormats())
-    for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+    for (const Isa isa : {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512}) {
       if (!CanRun(isa)) continue;
       const std::string suffix = std::string("/") + format.name + "/" + std::string(Name(isa));
       const int64_t in_memory = kMemoryBytes / PackedMatrix::BytesFor(format.source, kPanelRows, kK);

@@ -14,6 +14,15 @@ Reg64 JitCode::RowReg(int m) {
   return rows[m];
 }
 
+void JitCode::EnterFrame(int bytes) {
+  mov(rax, rsp);
+  sub(rsp, bytes + 8);
+  and_(rsp, -64);
+  mov(ptr[rsp + bytes], rax);
+}
+
+void JitCode::LeaveFrame(int bytes) { mov(rsp, ptr[rsp + bytes]); }
+
 RegExp PanelJit::scales(int offset) const {
   if (f16_scales()) return w_ + (format().block_bytes() - format().scale_bytes() + offset);
   return scales_ + offset;
@@ -22,6 +31,7 @@ RegExp PanelJit::scales(int offset) const {
 void PanelJit::Generate() {
   const Reg64 saved[] = {rbx, rbp, r12, r13, r14, r15};
   for (const Reg64& reg : saved) push(reg);
+  if (frame_bytes_ > 0) EnterFrame(frame_bytes_);
   mov(panel_, ptr[args_ + offsetof(LinearArgs, panel)]);
   mov(y_, ptr[args_ + offsetof(LinearArgs, y)]);
   mov(n_panels_, ptr[args_ + offsetof(LinearArgs, n_panels)]);
@@ -36,6 +46,7 @@ void PanelJit::Generate() {
   jnz(next_panel, T_NEAR);
 
   vzeroupper();
+  if (frame_bytes_ > 0) LeaveFrame(frame_bytes_);
   for (int i = 5; i >= 0; --i) pop(saved[i]);
   ret();
   Data();

@@ -92,6 +92,9 @@ class JitCode : public Xbyak::CodeGenerator {
   // A register for each row of x, as an address with an index costs a micro-op more.
   static constexpr int kMaxRows = 6;
   static Xbyak::Reg64 RowReg(int m);
+  // Room on the stack from rsp on, aligned to 64 bytes. Uses rax.
+  void EnterFrame(int bytes);
+  void LeaveFrame(int bytes);
 
  private:
   static constexpr size_t kMaxCodeBytes = 32 * 1024;
@@ -108,7 +111,8 @@ class JitCode : public Xbyak::CodeGenerator {
 class PanelJit : public JitCode {
  protected:
   // `passes`: how many times a panel is walked, 16 / passes rows each.
-  PanelJit(const LinearSpec& spec, int passes) : JitCode(*spec.format), spec_(spec), passes_(passes) {}
+  PanelJit(const LinearSpec& spec, int passes, int frame_bytes = 0)
+      : JitCode(*spec.format), spec_(spec), passes_(passes), frame_bytes_(frame_bytes) {}
 
   virtual void Constants() {}  // loads what stays in registers for the whole call
   virtual void BeginPanel() {}
@@ -122,6 +126,8 @@ class PanelJit : public JitCode {
   Xbyak::RegExp scales(int offset) const;                                   // of the pair
   Xbyak::RegExp super_scales(int offset) const { return super_ + offset; }  // K types: 16 F16 d, then dmin
   Xbyak::RegExp x(int m, int offset) const { return RowReg(m) + offset; }
+
+  Xbyak::RegExp frame(int offset) const { return rsp + offset; }
 
   int m() const { return spec_.m; }
   int pass() const { return pass_; }  // being emitted now
@@ -147,17 +153,21 @@ class PanelJit : public JitCode {
   void BlockOfSuperScales();
 
   LinearSpec spec_;
-  int passes_, pass_ = 0;
+  int passes_, frame_bytes_, pass_ = 0;
   // RowReg(0..3) are rdx, rcx, r8, r9.
   const Xbyak::Reg64 args_ = rdi, w_ = rsi, y_row_ = r11;
   const Xbyak::Reg64 n_blocks_ = rax, y_ = rbx, n_panels_ = rbp, panel_ = r12;
   const Xbyak::Reg64 n_pairs_ = r13, scales_ = r14, super_ = r15;
 };
 
-std::unique_ptr<JitCode> MakeLinearAvx2(const LinearSpec& spec);    // M 1 .. kFewRowsAvx2
-std::unique_ptr<JitCode> MakeLinearAvx512(const LinearSpec& spec);  // M 1 .. kFewRowsAvx512
-inline constexpr int kFewRowsAvx2 = 2, kFewRowsAvx512 = 4;
+// AVX2, with AVX-VNNI where `vnni` says so.
+std::unique_ptr<JitCode> MakeLinearAvx2(const LinearSpec& spec, bool vnni);  // M 1 .. kFewRowsAvx2
+std::unique_ptr<JitCode> MakeDecodeAvx2(const PackedFormat& format);
+std::unique_ptr<JitCode> MakeTileAvx2(const TileSpec& spec, bool vnni);  // M 1 .. kTileRowsAvx2
+inline constexpr int kFewRowsAvx2 = 4, kTileRowsAvx2 = 3;
 
+std::unique_ptr<JitCode> MakeLinearAvx512(const LinearSpec& spec);  // M 1 .. kFewRowsAvx512
+inline constexpr int kFewRowsAvx512 = 4;
 std::unique_ptr<JitCode> MakeDecodeAvx512(const PackedFormat& format);
 std::unique_ptr<JitCode> MakeTileAvx512(const TileSpec& spec);  // M 1 .. kTileRowsAvx512
 inline constexpr int kTileRowsAvx512 = 6;

@@ -38,7 +38,7 @@ int RunMachine(const Command& command, std::vector<std::string> args) {
 
   const Topology topology = DetectTopology();
   std::string runnable;
-  for (const Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : kIsas) {
     if (CanRun(isa)) runnable += (runnable.empty() ? "" : ", ") + std::string(Name(isa));
   }
   std::string out = fmt::format("CPU           {}\n", TerminalSafe(topology.cpu_name));

@@ -58,6 +58,7 @@ TEST_CASE("ISAs that can run are what /proc/cpuinfo lists") {
   };
   CHECK(CanRun(Isa::kScalar));
   CHECK(CanRun(Isa::kAvx2) == has({"avx2", "fma", "f16c"}));
+  CHECK(CanRun(Isa::kAvxVnni) == has({"avx2", "fma", "f16c", "avx_vnni"}));
   CHECK(CanRun(Isa::kAvx512) ==
         has({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}));
 }
@@ -67,13 +68,13 @@ TEST_CASE("without THERMOCLINE_ISA the widest is chosen") {
     const ScopedIsa scoped(unset);
     const Isa chosen = ChooseIsa();
     CHECK(CanRun(chosen));
-    for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512})
+    for (const Isa isa : kIsas)
       if (CanRun(isa)) CHECK(chosen >= isa);
   }
 }
 
 TEST_CASE("THERMOCLINE_ISA caps the choice, or fails") {
-  for (Isa isa : {Isa::kScalar, Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : kIsas) {
     const ScopedIsa scoped(std::string(Name(isa)).c_str());
     if (CanRun(isa)) {
       CHECK(ChooseIsa() == isa);
@@ -84,10 +85,10 @@ TEST_CASE("THERMOCLINE_ISA caps the choice, or fails") {
 }
 
 TEST_CASE("an unknown THERMOCLINE_ISA is refused with the list of the known") {
-  for (const char* unknown : {"avx", "AVX2", "avx512 ", "sse"}) {
+  for (const char* unknown : {"avx", "AVX2", "avx512 ", "avx_vnni", "sse"}) {
     const ScopedIsa scoped(unknown);
     const std::string message = ErrorOfChoice();
-    for (std::string_view part : {"THERMOCLINE_ISA", unknown, "scalar", "avx2", "avx512"})
+    for (std::string_view part : {"THERMOCLINE_ISA", unknown, "scalar", "avx2", "avxvnni", "avx512"})
       CHECK(Contains(message, part));
   }
 }

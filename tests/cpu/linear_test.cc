@@ -14,7 +14,7 @@ namespace {
 
 std::vector<Isa> RunnableIsas() {
   std::vector<Isa> isas;
-  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512})
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512})
     if (CanRun(isa))
       isas.push_back(isa);
     else

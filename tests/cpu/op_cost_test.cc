@@ -33,8 +33,8 @@ TEST_CASE("attention counts the tokens that each row sees, and reads those that 
 }
 
 TEST_CASE("the peak of every instruction set is measured") {
-  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
-    if (!CanRun(isa)) continue;
+  for (const Isa isa : kIsas) {
+    if (isa == Isa::kScalar || !CanRun(isa)) continue;
     CAPTURE(Name(isa));
     const Peak peak = MeasurePeak(isa, 1);
     // A byte dot product of a register takes no longer than three instructions where a multiply-add takes one.
