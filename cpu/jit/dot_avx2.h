@@ -22,10 +22,9 @@ namespace thermocline {
 
 enum class DotStep { kVnni, kMaddubs, kWords };
 
-constexpr int QuadsPerFlush(const PackedFormat& format) {
-  const int max_code = (1 << format.bits) - 1, worst_pair = 2 * 128 * max_code;
-  return 32767 / worst_pair;
-}
+constexpr int MaxCode(const PackedFormat& format) { return (1 << format.bits) - 1; }
+// 0: 16 bits do not even hold one pair.
+constexpr int QuadsPerFlush(const PackedFormat& format) { return 32767 / (2 * 128 * MaxCode(format)); }
 constexpr DotStep StepFor(const PackedFormat& format, bool vnni) {
   if (vnni) return DotStep::kVnni;
   return QuadsPerFlush(format) > 0 ? DotStep::kMaddubs : DotStep::kWords;
