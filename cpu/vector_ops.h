@@ -26,10 +26,11 @@ struct AttentionSplit {
   int window;                    // 0: all
   const uint16_t* const* pages;  // (n_pages): each K as (head_dim, 64), then V as (64, head_dim), F16
   int n_pages;
-  int first_token;  // position of the first token of pages[0]
-  float* max;       // (n_queries): largest score seen, -inf where the query sees none of the tokens
-  float* sum;       // (n_queries): sum of exp(score - max)
-  float* acc;       // (n_queries, head_dim): sum of exp(score - max) * v
+  const uint16_t* next;  // the page that is likely read after these, for prefetching; may be null
+  int first_token;       // position of the first token of pages[0]
+  float* max;            // (n_queries): largest score seen, -inf where the query sees none of the tokens
+  float* sum;            // (n_queries): sum of exp(score - max)
+  float* acc;            // (n_queries, head_dim): sum of exp(score - max) * v
 };
 
 // c[i, j] += sum over p of a[p, i] b[p, j].

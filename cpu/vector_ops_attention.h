@@ -1,12 +1,13 @@
 // Attention over KV pages, over the vector type V of vector_ops_generic.h, and
 //
-//   V::kTileVectors   registers of K or V in one tile
-//   V::kTileQueries   queries of a tile, so that kTileQueries * kTileVectors sums stay in registers
+//   V::kTileVectors   registers of K or V in a wide tile
+//   V::kTileQueries   its queries, at most, so that kTileQueries * kTileVectors sums stay in registers
 //
 // One page at a time, all queries: scores (tokens across the lanes), softmax weights, weighted values (dims across the
-// lanes). A tile converts each register of F16 once and uses it for all of its queries; from the third tile on, 64 dims
-// at a time are converted beforehand for all tiles. What happens to one query is the same sequence of operations in a
-// tile of any height and from either source: scores sum over d ascending, values over tokens ascending.
+// lanes). One tile converts each register of F16 once for all queries; it is tall, twice the queries and half the
+// registers, where they are too many for a wide one. For still more queries, 64 dims at a time are converted beforehand
+// for several wide tiles. What happens to one query is the same sequence of operations in a tile of any shape and from
+// either source: scores sum over d ascending, values over tokens ascending.
 #pragma once
 
 #include "cpu/vector_ops_tiles.h"
@@ -54,7 +55,7 @@ void Softmax(PageState& page, int i, float* max, float* sum) {
 
 // Weighted values of queries [first, first + kQueries). Where they see different slots, the common ones go through the
 // tile and the rest query by query, in order: a hidden slot may hold anything, and 0 * NaN is not 0.
-template <typename V, int kQueries, typename Values>
+template <typename V, int kVectors, int kQueries, typename Values>
 void ValuesOfVisible(const PageState& page, int first, ValueSpan<Values> span, const uint8_t* ahead) {
   int begin = 0, end = kPageTokens;
   float rescale[kQueries];
@@ -68,7 +69,7 @@ void ValuesOfVisible(const PageState& page, int first, ValueSpan<Values> span, c
     if (from >= to) return;
     ValueSpan<Values> mine = span;
     mine.acc += i * span.acc_stride;
-    ValueTiles<V, Values, 1>(mine, page.weights + first + i, rescale + i, from, to, nullptr);
+    ValueTiles<V, kVectors, Values, 1>(mine, page.weights + first + i, rescale + i, from, to, nullptr);
     rescale[i] = 1;
   };
   if (begin >= end) {
@@ -76,28 +77,40 @@ void ValuesOfVisible(const PageState& page, int first, ValueSpan<Values> span, c
     return;
   }
   for (int i = 0; i < kQueries; ++i) alone(i, page.begin[first + i], begin);
-  ValueTiles<V, Values, kQueries>(span, page.weights + first, rescale, begin, end, ahead);
+  ValueTiles<V, kVectors, Values, kQueries>(span, page.weights + first, rescale, begin, end, ahead);
   for (int i = 0; i < kQueries; ++i) {
     rescale[i] = 1;
     alone(i, end, page.end[first + i]);
   }
 }
 
-// Calls tile.operator()<height>(first) for the queries, in tiles as even as possible.
-template <int kHeight, typename Tile>
+// Calls tile.operator()<kVectors, height>(first) for a height of kLeast to kMost.
+template <int kVectors, int kLeast, int kMost, typename Tile>
 void OfHeight(int height, int first, const Tile& tile) {
-  if (height == kHeight) {
-    tile.template operator()<kHeight>(first);
-  } else if constexpr (kHeight > 1) {
-    OfHeight<kHeight - 1>(height, first, tile);
+  if (height == kMost) {
+    tile.template operator()<kVectors, kMost>(first);
+  } else if constexpr (kMost > kLeast) {
+    OfHeight<kVectors, kLeast, kMost - 1>(height, first, tile);
   }
 }
+template <typename V>
+constexpr int kMostInOneTile = 2 * V::kTileQueries;
+// All queries in one tile.
 template <typename V, typename Tile>
-void ForTiles(int n_queries, const Tile& tile) {
+void OneTile(int n_queries, const Tile& tile) {
+  if (n_queries <= V::kTileQueries) {
+    OfHeight<V::kTileVectors, 1, V::kTileQueries>(n_queries, 0, tile);
+  } else {
+    OfHeight<V::kTileVectors / 2, V::kTileQueries + 1, kMostInOneTile<V>>(n_queries, 0, tile);
+  }
+}
+// In wide tiles, as even as possible.
+template <typename V, typename Tile>
+void WideTiles(int n_queries, const Tile& tile) {
   for (int first = 0; first < n_queries;) {
     const int rest = n_queries - first, n_tiles = (rest + V::kTileQueries - 1) / V::kTileQueries;
     const int height = (rest + n_tiles - 1) / n_tiles;
-    OfHeight<V::kTileQueries>(height, first, tile);
+    OfHeight<V::kTileVectors, 1, V::kTileQueries>(height, first, tile);
     first += height;
   }
 }
@@ -117,18 +130,17 @@ template <typename V>
 void Scores(const AttentionSplit& args, const uint16_t* keys, const uint8_t* ahead, Staged* staged, PageState& page) {
   const int64_t head_dim = args.head_dim;
   if (staged == nullptr) {
-    ForTiles<V>(args.n_queries, [&]<int kQueries>(int first) {
-      ScoreTile<V, F16Values, kQueries>(args.q + first * head_dim, head_dim, args.head_dim, false, keys,
-                                        first == 0 ? ahead : nullptr, page.weights + first);
+    OneTile<V>(args.n_queries, [&]<int kVectors, int kQueries>(int) {
+      ScoreTile<V, kVectors, F16Values, kQueries>(args.q, head_dim, args.head_dim, false, keys, ahead, page.weights);
     });
     return;
   }
   for (int d = 0; d < args.head_dim; d += kStagedDims) {
     const int n = static_cast<int>(Least(kStagedDims, args.head_dim - d));
     Stage<V, kPageTokens>(keys + d * kPageTokens, kPageTokens, n, kPageTokens, staged->values);
-    ForTiles<V>(args.n_queries, [&]<int kQueries>(int first) {
-      ScoreTile<V, F32Values, kQueries>(args.q + first * head_dim + d, head_dim, n, d > 0, staged->values, nullptr,
-                                        page.weights + first);
+    WideTiles<V>(args.n_queries, [&]<int kVectors, int kQueries>(int first) {
+      ScoreTile<V, kVectors, F32Values, kQueries>(args.q + first * head_dim + d, head_dim, n, d > 0, staged->values,
+                                                  nullptr, page.weights + first);
     });
   }
 }
@@ -139,8 +151,8 @@ void WeightedValues(const AttentionSplit& args, const uint16_t* values, const ui
   const int64_t head_dim = args.head_dim;
   if (staged == nullptr) {
     const ValueSpan<F16Values> span{values, head_dim, args.head_dim, args.acc, head_dim};
-    ForTiles<V>(args.n_queries, [&]<int kQueries>(int first) {
-      ValuesOfVisible<V, kQueries>(page, first, span, first == 0 ? ahead : nullptr);
+    OneTile<V>(args.n_queries, [&]<int kVectors, int kQueries>(int first) {
+      ValuesOfVisible<V, kVectors, kQueries>(page, first, span, ahead);
     });
     return;
   }
@@ -148,8 +160,9 @@ void WeightedValues(const AttentionSplit& args, const uint16_t* values, const ui
     const int n = static_cast<int>(Least(kStagedDims, args.head_dim - d));
     Stage<V, kStagedDims>(values + d, head_dim, kPageTokens, n, staged->values);
     const ValueSpan<F32Values> span{staged->values, kStagedDims, n, args.acc + d, head_dim};
-    ForTiles<V>(args.n_queries,
-                [&]<int kQueries>(int first) { ValuesOfVisible<V, kQueries>(page, first, span, nullptr); });
+    WideTiles<V>(args.n_queries, [&]<int kVectors, int kQueries>(int first) {
+      ValuesOfVisible<V, kVectors, kQueries>(page, first, span, nullptr);
+    });
   }
 }
 
@@ -160,7 +173,7 @@ void Attention(const AttentionSplit& args) {
   for (int64_t i = 0; i < int64_t{n_queries} * args.head_dim; ++i) args.acc[i] = 0;
   PageState page;
   Staged stage;
-  Staged* staged = n_queries > 2 * V::kTileQueries ? &stage : nullptr;
+  Staged* staged = n_queries > kMostInOneTile<V> ? &stage : nullptr;
   for (int p = 0; p < args.n_pages; ++p) {
     const int64_t token = args.first_token + int64_t{p} * kPageTokens;
     bool any = false;
@@ -174,7 +187,7 @@ void Attention(const AttentionSplit& args) {
     if (!any) continue;
     const uint16_t* keys = args.pages[p];
     const uint16_t* values = keys + int64_t{args.head_dim} * kPageTokens;
-    const uint16_t* next = p + 1 < args.n_pages ? args.pages[p + 1] : nullptr;
+    const uint16_t* next = p + 1 < args.n_pages ? args.pages[p + 1] : args.next;
     Scores<V>(args, keys, reinterpret_cast<const uint8_t*>(values), staged, page);
     for (int i = 0; i < n_queries; ++i) Softmax<V>(page, i, args.max + i, args.sum + i);
     WeightedValues<V>(args, values, reinterpret_cast<const uint8_t*>(next), staged, page);

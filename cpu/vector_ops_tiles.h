@@ -17,10 +17,10 @@ void PrefetchNext(const uint8_t*& ahead) {
 }
 
 // scores[i][t] (+)= sum over n_dims of q[i][d] keys[d][t] for kQueries queries and all slots.
-template <typename V, typename Values, int kQueries>
+template <typename V, int kVectors, typename Values, int kQueries>
 void ScoreTile(const float* q, int64_t q_stride, int n_dims, bool accumulate, const typename Values::Element* keys,
                const uint8_t* ahead, float (*scores)[kPageTokens]) {
-  constexpr int L = V::kLanes, T = V::kTileVectors;
+  constexpr int L = V::kLanes, T = kVectors;
   for (int first = 0; first < kPageTokens; first += T * L) {
     typename V::F sums[kQueries][T];
     for (int i = 0; i < kQueries; ++i)
@@ -66,7 +66,7 @@ void ValueTile(const ValueSpan<Values>& span, int dim, int n_last, const float (
   }
   const auto* row = span.values + begin * span.stride + dim;
   for (int t = begin; t < end; ++t, row += span.stride) {
-    if constexpr (kVectors > 1) PrefetchNext<2 * kVectors * L>(ahead);
+    PrefetchNext<2 * kVectors * L>(ahead);
     typename V::F value[kVectors];
     for (int j = 0; j < kVectors; ++j)
       value[j] = kWhole ? Values::template Load<V>(row + j * L) : Values::template Load<V>(row + j * L, n_last);
@@ -86,10 +86,10 @@ void ValueTile(const ValueSpan<Values>& span, int dim, int n_last, const float (
     }
 }
 
-template <typename V, typename Values, int kQueries>
+template <typename V, int kMostVectors, typename Values, int kQueries>
 void ValueTiles(const ValueSpan<Values>& span, const float (*weights)[kPageTokens], const float* rescale, int begin,
                 int end, const uint8_t* ahead) {
-  constexpr int L = V::kLanes, T = V::kTileVectors;
+  constexpr int L = V::kLanes, T = kMostVectors;
   int d = 0;
   for (; d + T * L <= span.n_dims; d += T * L) {
     ValueTile<V, Values, kQueries, T, true>(span, d, L, weights, rescale, begin, end, ahead);

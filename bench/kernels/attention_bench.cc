@@ -1,4 +1,4 @@
-// attention_split over the shapes of the two models: decode reads the KV of 4096 tokens from memory (GB/s of KV), a
+// attention_split over the shapes of three models: decode reads the KV of 4096 tokens from memory (GB/s of KV), a
 // prompt's span finds each page in cache (GFLOP/s of both products).
 //
 //   ninja kernel_bench && bench/kernels/kernel_bench --benchmark_filter=Attention
@@ -24,7 +24,7 @@ struct Shape {
   int group, head_dim;  // query heads per KV head
   int n_kv;             // KV heads in all layers
 };
-constexpr Shape kShapes[] = {{"SmolLM2-135M", 3, 64, 90}, {"gemma3-270m", 4, 256, 18}};
+constexpr Shape kShapes[] = {{"SmolLM2-135M", 3, 64, 90}, {"gemma3-270m", 4, 256, 18}, {"llama-1b", 8, 64, 88}};
 
 // KV of all heads, as the engine lays it out for `n_tokens` of context.
 class Kv {
@@ -65,8 +65,8 @@ void RunSplits(benchmark::State& state, const VectorOps& ops, const Shape& shape
   for (auto _ : state) {
     for (int p = 0; p < kSplitPages; ++p) pages[p] = kv.Page(at + p);
     at = (at + kSplitPages) % kv.n_pages();
-    ops.attention_split({q.data(), position.data(), n_queries, shape.head_dim, 0, pages, kSplitPages, first_token,
-                         max.data(), sum.data(), acc.data()});
+    ops.attention_split({q.data(), position.data(), n_queries, shape.head_dim, 0, pages, kSplitPages, kv.Page(at),
+                         first_token, max.data(), sum.data(), acc.data()});
     benchmark::ClobberMemory();
   }
   const double bytes = double(kSplitPages) * kv.PageElements() * sizeof(uint16_t);

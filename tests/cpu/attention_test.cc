@@ -72,6 +72,7 @@ Result Run(const VectorOps& ops, const Case& c, int first, int n, int first_page
                        .window = c.shape.window,
                        .pages = c.page_pointers.data() + first_page,
                        .n_pages = n_pages,
+                       .next = nullptr,
                        .first_token = c.shape.first_token + first_page * kPageTokens,
                        .max = max.data(),
                        .sum = sum.data(),
@@ -157,7 +158,7 @@ TEST_CASE("the reference is softmax(q K^T) V") {
 TEST_CASE("attention_split equals the reference over head dims and numbers of queries") {
   ForEachIsa([](const VectorOps& ops) {
     for (int head_dim : {1, 2, 7, 8, 9, 15, 16, 17, 24, 31, 32, 48, 64, 80, 96, 128, 256})
-      for (int n_queries : {1, 2, 3, 4, 5, 6, 7, 8, 12, 13, 32})
+      for (int n_queries : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 32})
         for (Flush flush : {Flush::kEnd, Flush::kStart})
           CheckAgainstReference(ops, {n_queries, head_dim, 0, 2, 0, 100}, flush);
   });
@@ -202,7 +203,7 @@ TEST_CASE("a query's result is the same bits alone and among others") {
         Random random(7);
         for (int i = 0; i < 32; i += 3) c.position[i] = 128 + random.Int(-5, 255);
         const Result all = Run(ops, c);
-        for (int n : {1, 2, 3, 4, 5, 6, 7, 11})
+        for (int n : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12})
           for (int first = 0; first + n <= 32; first += n) {
             const Result part = Run(ops, c, first, n, 0, 4);
             for (int i = 0; i < n; ++i) {
