@@ -21,9 +21,9 @@ class PanelAvx512 : public PanelJit {
  protected:
   explicit PanelAvx512(const LinearSpec& spec) : PanelJit(spec, 1) {}
 
-  // Far ahead into L2, which has more misses in flight than L1 has, and from there into L1: on one Xeon core 12.3 GB/s
-  // from DRAM, where 2 KiB ahead into L1 alone were 10.9.
-  static constexpr int kPrefetchL2Bytes = 8192, kPrefetchL1Bytes = 1536;
+  // Far ahead into L2, which has more misses in flight than L1 has, and from there into L1. Measured on two Xeon cores,
+  // beside a plain read of the same memory in turns with it: 1.1 times its rate.
+  static constexpr int kPrefetchL2Bytes = 12288, kPrefetchL1Bytes = 3072;
 
   static Zmm Quad(int q) { return Zmm(4 + q); }
   static Zmm Temp(int i) { return Zmm(12 + i); }
@@ -43,7 +43,15 @@ class PanelAvx512 : public PanelJit {
     dd(format().bits == 6 ? 0x30303030 : 0x10101010);
   }
 
+  void Prefetch(const Xbyak::RegExp& lines, int n) {
+    for (int i = 0; i < n; ++i) {
+      prefetcht1(ptr[lines + (64 * i + kPrefetchL2Bytes)]);
+      prefetcht0(ptr[lines + (64 * i + kPrefetchL1Bytes)]);
+    }
+  }
+
   void BeginBlock() override {
+    Prefetch(scales(0), format().scale_bytes() / 64);
     vcvtph2ps(d_, ptr[super_scales(0)]);
     if (format().has_min) {
       vcvtph2ps(dmin_, ptr[super_scales(32)]);
@@ -53,10 +61,8 @@ class PanelAvx512 : public PanelJit {
   }
 
   void Unpack(int chunk) {
-    for (int line = 0; line < format().bits; ++line) {
-      prefetcht1(ptr[codes(chunk, 64 * line + kPrefetchL2Bytes)]);
-      prefetcht0(ptr[codes(chunk, 64 * line + kPrefetchL1Bytes)]);
-    }
+    Prefetch(codes(chunk, 0), format().bits);
+    if (f16_scales() && chunk == 1) Prefetch(scales(0), format().scale_bytes() / 64);
     if (format().bits == 8) {
       for (int q = 0; q < 8; ++q) vmovdqa64(Quad(q), ptr[codes(chunk, 64 * q)]);
       return;
