@@ -20,9 +20,10 @@ bool Lateness::WindowIsOver() const { return window_ns_ >= kWindowNs; }
 
 // Of n members one does 1/n of the work; while it is late, the others soon wait for the chunk it holds. So it costs
 // more than it brings when it is late for 1/n of the time. Half of that, because others wait even when it is back: it
-// comes to ops that it could have begun with the rest.
+// comes to ops that it could have begun with the rest. Who serves alone beside one busy process is late for just half
+// of the time, and is to look for another core like one of two.
 int Lateness::Judge(int n_serving) {
-  const int64_t too_late_ns = window_ns_ / (2 * n_serving);
+  const int64_t too_late_ns = window_ns_ / (2 * std::max(n_serving, 2));
   window_ns_ = 0;
   int worst = -1;
   for (int i = 0; i < static_cast<int>(members_.size()); ++i) {

@@ -45,6 +45,17 @@ TEST_CASE("the more members, the less of a late one is borne") {
   }
 }
 
+TEST_CASE("who serves alone and has half of its core is late") {
+  Lateness lateness(2);
+  int late = -1;
+  for (int window = 0; window < 2; ++window) {
+    lateness.Ran(30 * kMs);
+    lateness.Add(0, 14 * kMs);
+    late = lateness.Judge(1);
+  }
+  CHECK(late == 0);
+}
+
 TEST_CASE("probes come ever more rarely while the core stays busy, soon again after a long good time") {
   Lateness lateness(2);
   int64_t now_ns = 1000 * kMs, last_ns = 0;
