@@ -100,6 +100,7 @@ struct Team::Shared {
 
   int size;
   int64_t spin_ns;
+  int64_t (*run_delay_ns)() = RunDelayNs;
   bool judges = false;             // whether late members are sent to rest
   std::vector<cpu_set_t> binding;  // (size): where each member may run; empty: anywhere
   std::vector<Helper> helpers;     // (size); [0] stands for the caller and has no thread
@@ -183,9 +184,10 @@ int TeamSize(int n_threads, const Topology& topology) {
 
 }  // namespace
 
-Team::Team(int n_threads) {
+Team::Team(int n_threads, int64_t (*run_delay_ns)()) {
   const Topology topology = DetectTopology();
   shared_ = std::make_unique<Shared>(TeamSize(n_threads, topology));
+  if (run_delay_ns != nullptr) shared_->run_delay_ns = run_delay_ns;
   const double cpus = std::min(static_cast<double>(topology.affinity_cpus), topology.cpu_quota);
   const bool oversubscribed = shared_->size > cpus;
   shared_->spin_ns = oversubscribed ? kSpinOversubscribedNs : kSpinNs;
@@ -235,11 +237,11 @@ void Team::Shared::Help(Team& team, int index) {
       sched_setaffinity(0, sizeof(cpu_set_t), &binding[place]);
     }
     if (order == kRest) {
-      delay_ns = RunDelayNs();  // what waking up takes counts
+      delay_ns = run_delay_ns();  // what waking up takes counts
       me.order.wait(kRest, std::memory_order_acquire);
     } else if (order == kProbe) {
       for (const int64_t deadline_ns = NowNs() + kProbeNs; NowNs() < deadline_ns;) _mm_pause();
-      const bool free = RunDelayNs() - delay_ns < kProbeLateNs;
+      const bool free = run_delay_ns() - delay_ns < kProbeLateNs;
       me.verdict.store(free ? Verdict::kFree : Verdict::kBusy, std::memory_order_relaxed);
       uint32_t probing = kProbe;
       me.order.compare_exchange_strong(probing, kRest, std::memory_order_release, std::memory_order_relaxed);
@@ -250,7 +252,7 @@ void Team::Shared::Help(Team& team, int index) {
       if (me.order.load(std::memory_order_relaxed) == kServe) {
         Member member(team, index, me.rank, job.n_members, job.first_op);
         job.call(job.fn, member);
-        const int64_t before_ns = std::exchange(delay_ns, RunDelayNs());
+        const int64_t before_ns = std::exchange(delay_ns, run_delay_ns());
         me.late_ns.store(me.late_ns.load(std::memory_order_relaxed) + delay_ns - before_ns, std::memory_order_relaxed);
       }
       Leave();
@@ -336,7 +338,7 @@ void Team::RunErased(void (*call)(const void*, Member&), const void* fn, int max
   Shared& shared = *shared_;
   if (shared.judges) shared.Review();
   const int n_members = shared.n_serving = shared.Muster(max_members);
-  const int64_t start_ns = NowNs(), delay_ns = RunDelayNs();
+  const int64_t start_ns = NowNs(), delay_ns = shared.run_delay_ns();
   Shared::Helper& me = shared.helpers[0];
   const CallerBinding binding(shared.binding.empty() ? nullptr : &shared.binding[me.place]);
   const uint32_t first_op = shared.op.load(std::memory_order_relaxed);
@@ -346,7 +348,7 @@ void Team::RunErased(void (*call)(const void*, Member&), const void* fn, int max
   Member member(*this, 0, 0, n_members, first_op);
   call(fn, member);
   if (n_members > 1) shared.CloseGate();
-  me.late_ns.fetch_add(RunDelayNs() - delay_ns, std::memory_order_relaxed);
+  me.late_ns.fetch_add(shared.run_delay_ns() - delay_ns, std::memory_order_relaxed);
   shared.lateness.Ran(NowNs() - start_ns);
 }
 

@@ -20,8 +20,9 @@ inline constexpr int kMaxThreads = 256;
 class Team {
  public:
   // n_threads <= 0: one per physical core we may use. Throws Error above kMaxThreads, or where the system starts no
-  // more threads.
-  explicit Team(int n_threads);
+  // more threads. run_delay_ns: for how long the calling thread was ready and did not run, ever since it began; null:
+  // what the kernel says.
+  explicit Team(int n_threads, int64_t (*run_delay_ns)() = nullptr);
   ~Team();
   Team(const Team&) = delete;
 

@@ -118,6 +118,47 @@ TEST_CASE("a busy neighbour on any core changes nothing") {
   }
 }
 
+// For DelayOfHelpers: whether something else runs wherever a helper would.
+std::atomic<bool> helpers_are_late{false};
+std::thread::id caller;
+int64_t DelayOfHelpers() {
+  static std::atomic<int64_t> last_ns{0};
+  if (std::this_thread::get_id() == caller) return 0;
+  if (helpers_are_late) last_ns = std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
+  return last_ns;
+}
+
+TEST_CASE("who is late again and again rests, and comes back when its core is free") {
+  if (DetectTopology().DefaultThreads() < 2) return;  // members outnumber the CPUs: nobody is judged
+  caller = std::this_thread::get_id();
+  Team team(2, DelayOfHelpers);
+  // Long enough for a helper that sleeps to come; afterwards it sleeps again.
+  const auto comes = [&] {
+    bool both = false;
+    std::atomic<bool> come{false};
+    team.Run([&](Team::Member& member) {
+      const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(5);
+      if (member.index() == 1) come = true;
+      while (member.index() == 0 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    });
+    both = come;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return both;
+  };
+  for (int round = 0; round < 2; ++round) {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    const auto in_time = [&] { return std::chrono::steady_clock::now() < deadline; };
+    helpers_are_late = true;
+    int n_alone = 0;  // Runs in a row; probes go on meanwhile, and find it late
+    while (n_alone < 40 && in_time()) n_alone = comes() ? 0 : n_alone + 1;
+    CHECK(n_alone == 40);
+    helpers_are_late = false;
+    bool back = false;
+    while (!back && in_time()) back = comes();
+    CHECK(back);
+  }
+}
+
 TEST_CASE("the default size is at least one and at most the cores we may use") {
   const Team team(0);
   CHECK(team.size() >= 1);
