@@ -358,7 +358,7 @@ bool CpuExecutor::Run(const StepView& step, const std::atomic<bool>& cancel) {
   if (impl.trace) impl.trace->BeginStep(step);
   impl.attention.Prepare(step);
   impl.RunSerialFrom(0, 0);
-  impl.team.Run([&](Team::Member& member) { impl.RunMember(member); });
+  impl.team.Run([&](Team::Member& member) { impl.RunMember(member); }, step.max_members);
   if (impl.trace) impl.trace->EndStep();
   impl.step = nullptr;
   impl.weights.CheckIntact();

@@ -52,6 +52,7 @@ struct StepView {
   std::span<const uint8_t> prompt;     // per row: of the prompt class (0: decode class)
   std::span<const SpanView> spans;     // cover all rows in order
   std::span<const int32_t> wanted;     // rows whose logits are wanted, ascending
+  int max_members = kMaxThreads;       // of the team, that work on it
 };
 
 // Sees row `row` of what a kLinear op reads (of a head: the row-th wanted row); called by several members at once.

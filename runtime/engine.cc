@@ -38,7 +38,9 @@ int ChooseContext(const Model& model, const EngineOptions& options) {
 struct Engine::Impl {
   Impl(const GgufFile& file, const Model& model, const EngineOptions& options)
       : config(model.config),
-        team(options.n_threads),
+        n_threads(options.n_threads > 0 ? options.n_threads : std::min(DetectTopology().DefaultThreads(), kMaxThreads)),
+        n_threads_batch(options.n_threads_batch > 0 ? options.n_threads_batch : n_threads),
+        team(std::max(n_threads, n_threads_batch)),
         n_ctx(ChooseContext(model, options)),
         executor(file, model, team, ChooseIsa(), kMaxBatchRows, options.load, options.tracer),
         kv(model.config, n_ctx, options.max_sequences, kMaxBatchRows, options.page_seed),
@@ -47,6 +49,7 @@ struct Engine::Impl {
   void CollectSpans(const Batch& batch);
 
   ModelConfig config;
+  const int n_threads, n_threads_batch;
   Team team;
   const int n_ctx;
   CpuExecutor executor;
@@ -99,7 +102,8 @@ Engine::~Engine() = default;
 
 const ModelConfig& Engine::config() const { return impl_->config; }
 int Engine::n_ctx() const { return impl_->n_ctx; }
-int Engine::n_threads() const { return impl_->team.size(); }
+int Engine::n_threads() const { return impl_->n_threads; }
+int Engine::n_threads_batch() const { return impl_->n_threads_batch; }
 
 int Engine::NewSequence() {
   for (size_t i = 0; i < impl_->in_use.size(); ++i)
@@ -127,8 +131,10 @@ void Engine::Step(const Batch& batch) {
     impl.kv.Reserve(impl.span_sequence[i], span.n_rows);
     for (int kind = 0; kind < kLayerKinds; ++kind) span.pages[kind] = impl.kv.Pages(impl.span_sequence[i], kind);
   }
-  const bool finished =
-      impl.executor.Run({impl.tokens, impl.positions, impl.prompt, impl.spans, impl.wanted}, impl.cancel);
+  const bool prefill = std::find(impl.prompt.begin(), impl.prompt.end(), 1) != impl.prompt.end();
+  const bool finished = impl.executor.Run({impl.tokens, impl.positions, impl.prompt, impl.spans, impl.wanted,
+                                           prefill ? impl.n_threads_batch : impl.n_threads},
+                                          impl.cancel);
   for (size_t i = 0; i < impl.spans.size(); ++i) {
     const int sequence = impl.span_sequence[i];
     if (finished)

@@ -32,8 +32,9 @@ struct BatchRow {
 using Batch = std::vector<BatchRow>;
 
 struct EngineOptions {
-  int n_ctx = 0;      // tokens per sequence; 0: what the model and memory allow, at most kDefaultMaxContext
-  int n_threads = 0;  // 0: one per physical core we may use
+  int n_ctx = 0;            // tokens per sequence; 0: what the model and memory allow, at most kDefaultMaxContext
+  int n_threads = 0;        // of steps of generated rows alone; 0: one per physical core we may use
+  int n_threads_batch = 0;  // of steps with prompt rows; 0: as many
   int max_sequences = 1;
   // Shuffles the order in which physical pages are handed out; for tests.
   uint64_t page_seed = 0;
@@ -57,7 +58,8 @@ class Engine {
 
   const ModelConfig& config() const;
   int n_ctx() const;
-  int n_threads() const;
+  int n_threads() const;  // as in EngineOptions, never 0
+  int n_threads_batch() const;
 
   int NewSequence();  // throws Error past max_sequences
   void FreeSequence(int sequence);

@@ -34,13 +34,14 @@ std::filesystem::path PackedPath(const std::string& model) {
 std::filesystem::path PackedCacheDir() { return CacheDir() / "packed"; }
 
 std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, int n_ctx, int n_threads, Tracer* tracer,
-                                   bool cache_packed, int max_sequences) {
+                                   bool cache_packed, int max_sequences, int n_threads_batch) {
   if (tracer) tracer->set_bandwidth(MeasureReadBandwidth(Team(n_threads).size(), kBandwidthBytes));
   if (IsSynthetic(file)) Note("{}: what it says means nothing", TerminalSafe(file.GetString("general.name")));
   Progress progress("loading", "");
   EngineOptions options;
   options.n_ctx = n_ctx;
   options.n_threads = n_threads;
+  options.n_threads_batch = n_threads_batch;
   options.tracer = tracer;
   options.max_sequences = max_sequences;
   options.load.on_load = [&](int64_t done, int64_t total) { progress.Update(done, total); };

@@ -29,7 +29,7 @@ namespace {
 
 struct ChatOptions {
   std::optional<std::string> prompt, path, system, which_template;
-  int n_ctx = 0, n_threads = 0;
+  int n_ctx = 0, n_threads = 0, n_threads_batch = 0;
   SamplerParams sampler;
   int64_t seed = -1;
   GenerateOptions generate;
@@ -51,6 +51,8 @@ void AddFlags(CommandLine& line, ChatOptions& options) {
   line.AddInt("-n,--predict,--n-predict", &options.generate.n_predict, -1, kMaxContext,
               "Tokens of an answer at most (-1: until the model ends it)");
   line.AddInt("-t,--threads", &options.n_threads, 1, kMaxThreads, "Threads (one per physical core)");
+  line.AddInt("--tb,--threads-batch", &options.n_threads_batch, 1, kMaxThreads,
+              "Threads while reading a prompt; also -tb (as many as -t)");
   line.AddFlag("--cache-packed", &options.cache_packed, kCachePackedHelp);
   line.AddInt("-s,--seed", &options.seed, -1, UINT32_MAX, "Seed of the choice of words (-1: another one each time)");
   line.AddDouble("--temp,--temperature", &options.sampler.temperature, 0, 100,
@@ -162,7 +164,8 @@ class Chat {
     tokenizer_ = Tokenizer::FromGguf(file);
     if (!options_.raw) template_ = ChatTemplate::Load(file, *tokenizer_, options_.which_template.value_or(""));
     name_ = std::filesystem::path(file.path()).stem().string();
-    engine_ = LoadEngine(file, model, options_.n_ctx, options_.n_threads, tracer, options_.cache_packed);
+    engine_ = LoadEngine(file, model, options_.n_ctx, options_.n_threads, tracer, options_.cache_packed, 1,
+                         options_.n_threads_batch);
     if (engine_->n_ctx() > model.config.n_ctx_train) {
       Note("note: the model was trained for a context of {} tokens, not {}", model.config.n_ctx_train,
            engine_->n_ctx());

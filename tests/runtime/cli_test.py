@@ -34,6 +34,7 @@ class Usage(unittest.TestCase):
             (["chat", "-p"], "-p needs a value"),
             (["chat", "--raw=1"], "--raw takes no value"),
             (["chat", "-t", "0"], "-t/--threads: 0 is out of range; it goes from 1 to 256"),
+            (["chat", "-tb", "0"], "--tb: 0 is out of range; it goes from 1 to 256"),
             (["chat", "-c", "-1"], "-c/--ctx-size: -1 is out of range"),
             (["chat", "-n", "many"], "-n/--predict: 'many' is not a whole number"),
             (["chat", "-n", "99999999999999999999"], "is out of range"),

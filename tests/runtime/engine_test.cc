@@ -2,10 +2,13 @@
 
 #include <doctest/doctest.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <thread>
+#include <utility>
 
 #include "cpu/isa.h"
+#include "cpu/trace.h"
 #include "models/error.h"
 #include "tests/runtime/tiny_model.h"
 
@@ -51,6 +54,32 @@ TEST_CASE("engine: what a row gives does not depend on the number of threads") {
     const auto logits = test::Feed(engine, engine.NewSequence(), tokens, 64);
     if (first.empty()) first = logits;
     CHECK(logits == first);
+  }
+}
+
+TEST_CASE("engine: prompts and generated rows have thread counts of their own") {
+  const Loaded loaded("llama_q4_1.gguf");
+  for (const auto& [n_threads, n_threads_batch] : {std::pair{1, 3}, std::pair{3, 1}}) {
+    CAPTURE(n_threads);
+    Tracer tracer;
+    Engine engine(loaded.file, loaded.model,
+                  {.n_ctx = 64, .n_threads = n_threads, .n_threads_batch = n_threads_batch, .tracer = &tracer});
+    CHECK(engine.n_threads() == n_threads);
+    CHECK(engine.n_threads_batch() == n_threads_batch);
+    const int sequence = engine.NewSequence();
+    // How much the members but the caller have done.
+    const auto helped = [&] { return tracer.track(1).n_kept() + tracer.track(2).n_kept(); };
+    const auto step = [&](RowKind kind) {
+      engine.Step({{5, sequence, 0, kind, true}});
+      engine.Truncate(sequence, 0);
+    };
+    const RowKind alone = n_threads == 1 ? RowKind::kGenerated : RowKind::kPrompt;
+    for (int i = 0; i < 100; ++i) step(alone);
+    CHECK(helped() == 0);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    while (helped() == 0 && std::chrono::steady_clock::now() < deadline)
+      step(alone == RowKind::kPrompt ? RowKind::kGenerated : RowKind::kPrompt);
+    CHECK(helped() > 0);
   }
 }
 
