@@ -24,7 +24,7 @@ namespace {
 constexpr int64_t kSerialRows = 2;
 // A chunk of a product claimed at once reads at least this much, and there are at least kChunksPerMember for balance.
 constexpr int64_t kMinChunkBytes = 16 * 1024;
-constexpr int64_t kChunksPerMember = 8;
+constexpr int64_t kChunksPerMember = 16;
 // With many rows, this many panels share each pass over the activations.
 constexpr int64_t kFewRows = 8, kMaxChunkPanels = 8;
 
