@@ -21,13 +21,28 @@ struct ActivationMeta {
   // Sums of q over the group and its halves: times scale, for weights with a min; times kCorrection, for weights with a
   // zero point (8, or 8 shifted).
   float sum32, sum16[2];
-  int32_t correction32, correction16[2];
+  int32_t correction16[2], correction32;
+  int8_t correction32_sign;  // 0 or -1, so that four bytes from the second of correction32 on are correction32 >> 8
+  uint8_t unused;
   // In the first of every 16 metas: bit i is set if the i-th group from here has a lo plane.
-  uint32_t lo_groups;
+  uint16_t lo_groups;
 };
 static_assert(sizeof(ActivationMeta) == 32);
 inline constexpr int kCorrection = -8;
 inline constexpr int kMaskGroups = 16;
+
+// Of a group whose halves have these sums of q. Static, as files compiled for different instruction sets use it.
+static inline ActivationMeta MakeActivationMeta(float scale, int32_t first, int32_t second, uint16_t lo_groups) {
+  const int32_t sum = first + second, correction = kCorrection * sum;
+  return {scale,
+          scale * static_cast<float>(sum),
+          {scale * static_cast<float>(first), scale * static_cast<float>(second)},
+          {kCorrection * first, kCorrection * second},
+          correction,
+          static_cast<int8_t>(correction < 0 ? -1 : 0),
+          0,
+          lo_groups};
+}
 
 // Which groups have a lo plane.
 enum class LoPlane : uint8_t {
@@ -39,6 +54,7 @@ inline constexpr double kLargeGroup = 2;
 // K rounded up to whole pairs of groups, as panels are; values past K are zero.
 constexpr int64_t ActivationGroups(int64_t k) { return (k + 63) / 64 * 2; }
 inline constexpr int kActivationPairBytes = 3 * 64;
+inline constexpr int kActivationHiLine = 0, kActivationLoLine = 1, kActivationMetaLine = 2;  // of a pair
 // Offset of value k within its row, in plane 0 (hi) or 1 (lo); of a group's meta.
 constexpr int64_t ActivationOffset(int64_t k, int plane) { return k / 64 * kActivationPairBytes + 64 * plane + k % 64; }
 constexpr int64_t ActivationMetaOffset(int64_t group) {

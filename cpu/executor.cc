@@ -28,8 +28,6 @@ constexpr int64_t kChunksPerMember = 16;
 // With many rows, this many panels share each pass over the activations.
 constexpr int64_t kFewRows = 8, kMaxChunkPanels = 8;
 
-int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
 // One kind of rotation: frequencies per pair of dimensions, in radians per position.
 struct RopeTable {
   float base, scale;
@@ -147,7 +145,8 @@ void CpuExecutor::Impl::SetStages() {
 
 void CpuExecutor::Impl::AllocateSlots(int max_rows) {
   for (size_t i = 0; i < slots.size(); ++i) {
-    strides[i] = RoundUp(program.width[i], kPanelRows);
+    // An odd number of lines: then the same columns of many rows do not fall into the same sets of a cache.
+    strides[i] = ((program.width[i] + kPanelRows - 1) / kPanelRows | 1) * kPanelRows;
     slots[i] = Buffer(strides[i] * max_rows * sizeof(float), "one step");
   }
   int64_t k = 1;

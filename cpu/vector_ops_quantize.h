@@ -33,13 +33,7 @@ void QuantizeGroup(const typename V::F* values, float max, bool lo, uint8_t* hi,
     V::StorePlanes(hi + j * L, hi + 64 + j * L, q);
     halves[j * L / 16] = V::AddInt(halves[j * L / 16], q);
   }
-  const int first = V::ReduceAddInt(halves[0]), second = V::ReduceAddInt(halves[1]), sum = first + second;
-  *meta = {scale,
-           scale * static_cast<float>(sum),
-           {scale * static_cast<float>(first), scale * static_cast<float>(second)},
-           kCorrection * sum,
-           {kCorrection * first, kCorrection * second},
-           meta->lo_groups};
+  *meta = MakeActivationMeta(scale, V::ReduceAddInt(halves[0]), V::ReduceAddInt(halves[1]), meta->lo_groups);
 }
 
 template <typename V>
@@ -68,7 +62,7 @@ void Quantize(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out) {
     const bool lo = double{max} * max > limit;
     load(group);
     QuantizeGroup<V>(values, max, lo, out + ActivationOffset(group * kActivationGroup, 0), meta(group));
-    meta(group / kMaskGroups * kMaskGroups)->lo_groups |= uint32_t{lo} << group % kMaskGroups;
+    meta(group / kMaskGroups * kMaskGroups)->lo_groups |= static_cast<uint16_t>(lo << group % kMaskGroups);
   }
   for (int64_t i = ActivationOffset(n_groups * kActivationGroup, 0); i < ActivationRowBytes(k); ++i) out[i] = 0;
 }

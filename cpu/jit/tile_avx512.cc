@@ -12,6 +12,9 @@
 // vpdpbusd, conversion, product and fma per group, row and panel, so 8/11 of the peak of vpdpbusd (8/12 with mins);
 // with both planes 16/21. Both planes go into the same sum, the high one first, shifted by 8 bits in between.
 //
+// While a tile is computed the lines of the next one are fetched: rows of x come from L2, or from the last level once
+// for all panels of a call, and y's lines have been away for the whole K block.
+//
 // A CPU whose other hyperthread is busy issues 3 micro-ops a cycle, which is little for this: every second row is
 // broadcast by vpdpbusd itself (fewer micro-ops), the others into a register (fewer loads).
 #include "cpu/jit/linear_jit.h"
@@ -34,6 +37,7 @@ class TileAvx512 final : public JitCode {
   const Zmm x_quad_ = zmm26;
   // RowReg(0..5) are rdx, rcx, r8..r11.
   const Xbyak::Reg64 args_ = rdi, w_ = rsi, n_pairs_ = rax, y_row_ = r13, next_x_ = r12, y_ = rbx, n_tiles_ = rbp;
+  const Xbyak::Reg64 tile_stride_ = r15;  // bytes of x from a tile to the next
   const Xbyak::Reg32 lo_groups_ = r14d;
   Xbyak::Label scale_256_;
 
@@ -47,11 +51,12 @@ class TileAvx512 final : public JitCode {
   }
 
   void Generate() override {
-    const Xbyak::Reg64 saved[] = {rbx, rbp, r12, r13, r14};
+    const Xbyak::Reg64 saved[] = {rbx, rbp, r12, r13, r14, r15};
     for (const auto& reg : saved) push(reg);
     mov(next_x_, ptr[args_ + offsetof(TileArgs, x)]);
     mov(y_, ptr[args_ + offsetof(TileArgs, y)]);
     mov(n_tiles_, ptr[args_ + offsetof(TileArgs, n_tiles)]);
+    imul(tile_stride_, ptr[args_ + offsetof(TileArgs, x_stride_bytes)], spec_.m);
     Xbyak::Label next_tile;
     L(next_tile);
     Tile();
@@ -59,7 +64,7 @@ class TileAvx512 final : public JitCode {
     dec(n_tiles_);
     jnz(next_tile, T_NEAR);
     vzeroupper();
-    for (int i = 4; i >= 0; --i) pop(saved[i]);
+    for (int i = 5; i >= 0; --i) pop(saved[i]);
     ret();
     align(4);
     L(scale_256_);
@@ -74,16 +79,19 @@ class TileAvx512 final : public JitCode {
       add(next_x_, ptr[args_ + offsetof(TileArgs, x_stride_bytes)]);
     }
     for (int i = 0; i < spec_.m; ++i) {
-      const auto mask = ptr[X(i, MetaOffset(0) + offsetof(ActivationMeta, lo_groups))];
+      const Xbyak::RegExp mask = X(i, MetaOffset(0) + offsetof(ActivationMeta, lo_groups));
       if (i == 0)
-        mov(lo_groups_, mask);
+        movzx(lo_groups_, word[mask]);
       else
-        or_(lo_groups_, mask);
+        or_(lo_groups_.cvt16(), word[mask]);
     }
+    PrefetchY();
     mov(n_pairs_, ptr[args_ + offsetof(TileArgs, n_pairs)]);
     Xbyak::Label next_pair;
     align(32);
     L(next_pair);
+    PrefetchX(kActivationHiLine);
+    PrefetchX(kActivationMetaLine);
     for (int chunk = 0; chunk < 2; ++chunk) Chunk(chunk);
     shr(lo_groups_, 2);
     add(w_, 2 * DecodedChunkBytes(format()));
@@ -121,8 +129,25 @@ class TileAvx512 final : public JitCode {
     for (int group = 0; group < groups_per_chunk(); ++group) Group(chunk, group, 1);
     jmp(done, T_NEAR);
     L(both);
+    if (chunk == 0) PrefetchX(kActivationLoLine);
     for (int group = 0; group < groups_per_chunk(); ++group) Group(chunk, group, 2);
     L(done);
+  }
+
+  // The next tile's lines of y.
+  void PrefetchY() {
+    mov(y_row_, ptr[args_ + offsetof(TileArgs, y_stride_bytes)]);
+    imul(y_row_, y_row_, spec_.m);
+    add(y_row_, y_);
+    for (int i = 0; i < spec_.m; ++i) {
+      for (int p = 0; p < spec_.panels; ++p) prefetchw(ptr[y_row_ + 64 * p]);
+      add(y_row_, ptr[args_ + offsetof(TileArgs, y_stride_bytes)]);
+    }
+  }
+
+  // One line of the pair at hand of each row of the next tile; past the last tile that does no harm.
+  void PrefetchX(int line) {
+    for (int i = 0; i < spec_.m; ++i) prefetcht0(ptr[X(i, 64 * line) + tile_stride_]);
   }
 
   void Group(int chunk, int group, int planes) {
@@ -151,7 +176,7 @@ class TileAvx512 final : public JitCode {
       if (format().has_min || planes == 2)
         vpxord(Dot(i, 0), Dot(i, 0), Dot(i, 0));
       else
-        LoadCorrection(Dot(i, 0), i, chunk, group, -8);
+        LoadHighCorrection(Dot(i, 0), i, chunk, group);
       for (int p = 1; p < spec_.panels; ++p) vmovdqa64(Dot(i, p), Dot(i, 0));
     }
   }
@@ -177,15 +202,25 @@ class TileAvx512 final : public JitCode {
     for (int i = 0; i < spec_.m; ++i) {
       for (int p = 0; p < spec_.panels; ++p) vpslld(Dot(i, p), Dot(i, p), 8);
       if (format().has_min) continue;
-      LoadCorrection(x_quad_, i, chunk, group, 0);
+      LoadCorrection(x_quad_, i, chunk, group);
       for (int p = 0; p < spec_.panels; ++p) vpaddd(Dot(i, p), Dot(i, p), x_quad_);
     }
   }
 
-  // Shifted to the format's zero point and by `left` more; where bits fall off on the right they are zero.
-  void LoadCorrection(const Zmm& to, int i, int chunk, int group, int left) {
-    left += CorrectionShift();
+  // Shifted to the format's zero point.
+  void LoadCorrection(const Zmm& to, int i, int chunk, int group) {
     vpbroadcastd(to, ptr[X(i, MetaOffset(chunk) + CorrectionOffset(group))]);
+    Shift(to, CorrectionShift());
+  }
+
+  // The same in units of hi, of groups without a lo plane, where it is a multiple of them.
+  void LoadHighCorrection(const Zmm& to, int i, int chunk, int group) {
+    const bool shifted = format().group == 32;  // four bytes on from the second are it
+    vpbroadcastd(to, ptr[X(i, MetaOffset(chunk) + CorrectionOffset(group) + (shifted ? 1 : 0))]);
+    Shift(to, CorrectionShift() - (shifted ? 0 : 8));
+  }
+
+  void Shift(const Zmm& to, int left) {
     if (left > 0) vpslld(to, to, left);
     if (left < 0) vpsrad(to, to, -left);
   }

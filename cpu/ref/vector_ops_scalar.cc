@@ -91,14 +91,8 @@ void Quantize(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out) {
     const auto meta = [&](int64_t group) {
       return reinterpret_cast<ActivationMeta*>(out + ActivationMetaOffset(group));
     };
-    const uint32_t mask = meta(g)->lo_groups;
-    *meta(g) = {scale,
-                scale * static_cast<float>(sums[0] + sums[1]),
-                {scale * static_cast<float>(sums[0]), scale * static_cast<float>(sums[1])},
-                kCorrection * (sums[0] + sums[1]),
-                {kCorrection * sums[0], kCorrection * sums[1]},
-                mask};
-    meta(g / kMaskGroups * kMaskGroups)->lo_groups |= uint32_t{lo} << g % kMaskGroups;
+    *meta(g) = MakeActivationMeta(scale, sums[0], sums[1], meta(g)->lo_groups);
+    meta(g / kMaskGroups * kMaskGroups)->lo_groups |= static_cast<uint16_t>(lo << g % kMaskGroups);
   }
 }
 

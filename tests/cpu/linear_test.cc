@@ -63,14 +63,8 @@ struct Case {
         sum[i % 32 / 16] += 256 * hi + lo;
       }
       const float scale = std::ldexp(1.f + rng() % 256 / 256.f, -15);
-      const int both = sum[0] + sum[1];
-      *meta(g) = {scale,
-                  scale * both,
-                  {scale * sum[0], scale * sum[1]},
-                  kCorrection * both,
-                  {kCorrection * sum[0], kCorrection * sum[1]},
-                  meta(g)->lo_groups};
-      meta(g / kMaskGroups * kMaskGroups)->lo_groups |= uint32_t{has_lo} << g % kMaskGroups;
+      *meta(g) = MakeActivationMeta(scale, sum[0], sum[1], meta(g)->lo_groups);
+      meta(g / kMaskGroups * kMaskGroups)->lo_groups |= static_cast<uint16_t>(has_lo << g % kMaskGroups);
     }
   }
   const uint8_t* Row(int i) const { return x.data() + i * ActivationRowBytes(k); }
@@ -131,7 +125,7 @@ TEST_CASE("linear: every ISA and format equals the reference, any M, tails in N 
       // Below, at and beyond a K block of the tiles.
       for (const int64_t k : {unit, 3 * unit, int64_t{512}, 512 + 3 * unit})
         for (const int64_t n : {1, 16, 17, 40})
-          for (const int m : {1, 2, 3, 5, 8, 19}) {
+          for (const int m : {1, 2, 3, 5, 8, 19, 24}) {
             if (k * n * m > 200'000) continue;  // the reference is slow
             for (const int with_lo : {0, 1, 3}) {
               CAPTURE(Name(isa));
@@ -162,7 +156,7 @@ TEST_CASE("linear: every bit is what cpu/linear.h promises, extremes and accumul
         CAPTURE(Name(isa));
         CAPTURE(format.name);
         CAPTURE(seed);
-        const int m = 1 + seed % 9, with_lo = static_cast<int>(seed / 2 % 4);
+        const int m = 1 + seed % 9 + (seed % 3 == 0 ? 16 : 0), with_lo = static_cast<int>(seed / 2 % 4);
         const int64_t unit = Info(format.source).block;
         const Case c(format, 16, seed % 5 == 0 ? 512 + unit : unit * (1 + seed % 3), m, with_lo, seed, seed % 2 == 0);
         test::GuardedBuffer<float> y(c.y_size(), 64);
@@ -194,7 +188,7 @@ TEST_CASE("linear: a row is the same bits for any M and on every ISA") {
         CAPTURE(Name(isa));
         CAPTURE(format.name);
         CAPTURE(with_lo);
-        for (const int m : {1, 4, 5, 16}) {
+        for (const int m : {1, 4, 5, 16, 23}) {
           CAPTURE(m);
           std::vector<float> apart(c.y_size());
           for (int row = 0; row < c.m; row += m) {
