@@ -26,9 +26,9 @@ struct Feedback {
   double scale = 0;            // the mean of D
 };
 
-// gram: (k, k), the upper triangle of H; becomes U. Some of its mean diagonal is added to the
-// diagonal, for inputs that the text showed too little of.
-Feedback FactorFeedback(std::vector<float> gram, int64_t k, const VectorOps& ops);
+// gram: (k, k), the upper triangle of H; becomes U. `damping` times the mean of its diagonal is added to the diagonal,
+// for inputs that the text showed too little of.
+Feedback FactorFeedback(std::vector<float> gram, int64_t k, float damping, const VectorOps& ops);
 
 // rows: (n, k) weights, finite; out: n rows of `type`. A row's bytes do not depend on the others. Returns the expected
 // squared error of the outputs, summed over rows.

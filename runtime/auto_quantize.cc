@@ -18,7 +18,7 @@ namespace {
 
 // Rows of a tensor that stand for all when its error is measured per type: the ratios of types vary by 2 % among 48.
 constexpr int64_t kSampleRows = 48;
-// Chunks of the calibration text on which the sensitivity of a group is measured.
+// Chunks of the text on which the sensitivity of a group is measured.
 constexpr int64_t kSensitivityChunks = 2;
 constexpr int kMaxMixtures = 7;
 // Two files nearer than this are the same size.
@@ -37,14 +37,14 @@ std::string GroupOf(std::string_view name, int n_layer) {
 }  // namespace
 
 AutoQuantizer::AutoQuantizer(const GgufFile& file, const Model& model, const Calibration& calibration,
-                             const Judge& judge, const Tokenizer& tokenizer, std::span<const TokenId> calibration_text,
+                             const Judge& judge, const Tokenizer& tokenizer, std::span<const TokenId> sensitivity_text,
                              AutoOptions options)
     : file_(file),
       model_(model),
       calibration_(calibration),
       judge_(judge),
       tokenizer_(tokenizer),
-      calibration_text_(calibration_text),
+      sensitivity_text_(sensitivity_text),
       options_(std::move(options)),
       team_(options_.n_threads) {
   ListCandidates();
@@ -189,8 +189,8 @@ void AutoQuantizer::MeasureSensitivity() {
   for (Candidate& candidate : candidates_) MeasureErrors(candidate);
   const std::vector<DType> wide = Uniform(DType::kQ8_0), narrow = Uniform(DType::kQ4_0);
   const auto length =
-      std::min<size_t>(calibration_text_.size(), static_cast<size_t>(kSensitivityChunks * options_.n_ctx));
-  const Judge judge(*MakeEngine(wide, false), tokenizer_, calibration_text_.first(length), options_.n_ctx);
+      std::min<size_t>(sensitivity_text_.size(), static_cast<size_t>(kSensitivityChunks * options_.n_ctx));
+  const Judge judge(*MakeEngine(wide, false), tokenizer_, sensitivity_text_.first(length), options_.n_ctx);
   std::map<std::string, double> errors;
   for (const Candidate& candidate : candidates_)
     for (const Choice& choice : candidate.choices)

@@ -35,9 +35,10 @@ struct AutoOptions {
 // role in each third of the layers costs in 4 bits, and for each tensor how its error falls with the type.
 class AutoQuantizer {
  public:
-  // `calibration_text` is of one chunk at least. The judge's reference is the model of `file`.
+  // `sensitivity_text` is of one chunk at least, and not what was calibrated with: errors are made up for better there
+  // than elsewhere, the more so the wider the input. The judge's reference is the model of `file`.
   AutoQuantizer(const GgufFile& file, const Model& model, const Calibration& calibration, const Judge& judge,
-                const Tokenizer& tokenizer, std::span<const TokenId> calibration_text, AutoOptions options);
+                const Tokenizer& tokenizer, std::span<const TokenId> sensitivity_text, AutoOptions options);
 
   // By tensor of the file, the types of the smallest within the loss. Throws Error where even 8 bits lose more.
   std::vector<DType> Search();
@@ -75,7 +76,7 @@ class AutoQuantizer {
   const Calibration& calibration_;
   const Judge& judge_;
   const Tokenizer& tokenizer_;
-  const std::span<const TokenId> calibration_text_;
+  const std::span<const TokenId> sensitivity_text_;
   const AutoOptions options_;
   Team team_;
   std::vector<Candidate> candidates_;

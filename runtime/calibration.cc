@@ -20,6 +20,14 @@ constexpr int64_t kGramRows = 48;
 // Of the memory that is free, second moments may take this part.
 constexpr double kMemoryPart = 0.5;
 
+// Of the mean diagonal. Second moments of k columns from n tokens are too sure of their small directions. On SmolLM2,
+// its hidden state rotated, with layers 0 to 6 in Q4_0 and learned from 4096 tokens, the KL on other text is 0.0230
+// with 0.001 for all k; with 0.3, 0.6, 1.2 and 2.4 k / n it is 0.0183, 0.0162, 0.0159 and 0.0150, while the squared
+// error of outputs there is least between 0.5 and 0.9 k / n.
+float Damping(int64_t k, int64_t n_tokens) {
+  return std::clamp(1.2f * static_cast<float>(k) / static_cast<float>(n_tokens), 0.001f, 1.0f);
+}
+
 // What one group of products reads.
 struct Input {
   WeightId key;
@@ -120,7 +128,7 @@ Calibration::Calibration(const Model& model, Engine& engine, std::span<const Tok
       for (float& sum : input.gram) sum /= static_cast<float>(n_tokens_);
       Feedback& feedback = inputs_.at(input.key);
       if (has_feedback_)
-        feedback = FactorFeedback(std::move(input.gram), input.k, ops);
+        feedback = FactorFeedback(std::move(input.gram), input.k, Damping(input.k, n_tokens_), ops);
       else
         feedback = {.k = input.k, .u{}, .weights = std::move(input.gram), .scale = 1};
     });

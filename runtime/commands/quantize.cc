@@ -124,7 +124,7 @@ void WriteAuto(const GgufFile& file, const Model& model, const Request& request,
   WriteOut(fmt::format("{:>10}  {:>10.4f}  {:<19}  {:>8}  {}\n", HumanBytes(static_cast<double>(file.file_bytes())),
                        judge.reference_perplexity(), "", "", "the source"));
   AutoQuantizer quantizer(
-      file, model, calibration, judge, *tokenizer, text,
+      file, model, calibration, judge, *tokenizer, unseen,
       {.max_loss = request.max_loss, .n_ctx = n_ctx, .n_threads = request.n_threads, .on_trial = ShowTrial});
   const std::vector<DType> types = quantizer.Search();
   WriteOut("\n");

@@ -12,6 +12,8 @@
 namespace thermocline::test {
 namespace {
 
+constexpr float kDamping = 0.001f;
+
 // Second moments of inputs that go together: a few directions, one of them much larger, and a little of everything.
 std::vector<float> CorrelatedGram(int k, Random& random) {
   constexpr int kDirections = 12, kInputs = 400;
@@ -54,7 +56,7 @@ TEST_CASE("feedback: the factors multiply to the damped second moments") {
     CAPTURE(k);
     Random random(k);
     const std::vector<float> gram = CorrelatedGram(k, random);
-    const Feedback feedback = FactorFeedback(gram, k, ops);
+    const Feedback feedback = FactorFeedback(gram, k, kDamping, ops);
     double trace = 0;
     for (int i = 0; i < k; ++i) trace += gram[size_t(i) * k + i];
     const auto product = [&](int a, int b) {  // row a of U + I by D by row b
@@ -69,7 +71,7 @@ TEST_CASE("feedback: the factors multiply to the damped second moments") {
     double worst = 0;
     for (int i = 0; i < k; ++i)
       for (int j = i; j < k; ++j) {
-        const double expected = gram[size_t(i) * k + j] + (i == j ? 0.001 * trace / k : 0);
+        const double expected = gram[size_t(i) * k + j] + (i == j ? kDamping * trace / k : 0);
         worst = std::max(worst, std::abs(product(i, j) * feedback.scale - expected) / (trace / k));
       }
     CHECK(worst < 1e-3);
@@ -82,7 +84,7 @@ TEST_CASE("feedback: outputs err far less than by rounding each weight for itsel
   constexpr int kColumns = 256, kRows = 29;
   Random random(1);
   const std::vector<float> gram = CorrelatedGram(kColumns, random);
-  const Feedback feedback = FactorFeedback(gram, kColumns, ops);
+  const Feedback feedback = FactorFeedback(gram, kColumns, kDamping, ops);
   const std::vector<float> w = random.Normals(size_t(kRows) * kColumns, 0.05f);
   for (DType type : {DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ8_0, DType::kQ4_K, DType::kQ5_K,
                      DType::kQ6_K}) {
@@ -107,7 +109,7 @@ TEST_CASE("feedback: inputs that were never seen change nothing") {
   const VectorOps& ops = VectorOpsFor(ChooseIsa());
   constexpr int kColumns = 64;
   Random random(2);
-  const Feedback feedback = FactorFeedback(std::vector<float>(kColumns * kColumns), kColumns, ops);
+  const Feedback feedback = FactorFeedback(std::vector<float>(kColumns * kColumns), kColumns, kDamping, ops);
   const std::vector<float> w = random.Normals(kColumns);
   std::vector<uint8_t> plain(Bytes(DType::kQ4_0, w.size())), fed(plain.size());
   Quantize(DType::kQ4_0, w.data(), nullptr, kColumns, plain.data());

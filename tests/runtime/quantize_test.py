@@ -50,14 +50,16 @@ class Quantize(unittest.TestCase):
         for recipe in ("the source", "Q4_0, plain rounding", "Q8_0, error feedback", "Q4_0, error feedback"):
             self.assertRegex(table, rf"(?m)B +\d+\.\d{{4}} .* {recipe}$")
         self.assertEqual(run("chat", out, "-p", "Capital?", "--temp", "0").stdout, b"Paris.\n")
+        result = run("quantize", PARIS, out, "--auto", "--text", text, "--eval", short, "--max-loss", "1e-9%")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertIn("learned from 1200 tokens", result.stdout.decode())
+        self.assertEqual(run("chat", out, "-p", "Capital?", "--temp", "0").stdout, b"Paris.\n")
         before = out.read_bytes()
-        for args, message in ((["--text", short], "450 tokens to learn from and 450 to judge by: each needs 512"),
-                              (["--text", text, "--eval", short, "--max-loss", "1e-9%"], None),
-                              (["--text", HERE / "missing.txt"], "missing.txt: cannot be opened")):
-            result = run("quantize", PARIS, out, "--auto", *args)
-            self.assertEqual(result.returncode, 0 if message is None else 1, result.stderr)
-            if message is not None:
-                self.assertIn(message, result.stderr.decode())
+        for name, message in ((short, "450 tokens to learn from and 450 to judge by: each needs 512"),
+                              (HERE / "missing.txt", "missing.txt: cannot be opened")):
+            result = run("quantize", PARIS, out, "--auto", "--text", name)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(message, result.stderr.decode())
             self.assertEqual(out.read_bytes(), before)
         result = run("quantize", PARIS, text, "--type", "Q4_0", "--text", text)
         self.assertEqual(result.returncode, 1)
