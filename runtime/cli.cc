@@ -191,8 +191,8 @@ std::filesystem::path CommandLine::ModelPath() const {
   return ResolveModel(model.empty() ? flag : model);
 }
 
-// Finds unknown flags before CLI11 does, to say which one was likely meant, and writes llama.cpp's -sys, -pg and -npl
-// as long flags, which is all that CLI11 knows.
+// Finds unknown flags before CLI11 does, to say which one was likely meant, and writes llama.cpp's -sys, -pg, -npl and
+// -tb as long flags, which is all that CLI11 knows.
 void CommandLine::CheckFlags(std::vector<std::string>& args) const {
   std::vector<std::string> flags;
   for (const CLI::Option* option : impl_->app.get_options()) {
@@ -205,7 +205,7 @@ void CommandLine::CheckFlags(std::vector<std::string>& args) const {
   for (size_t i = 0; i < args.size(); i++) {
     if (args[i].size() < 2 || args[i][0] != '-') continue;
     if (args[i] == "--") return;
-    for (const char* name : {"-sys", "-pg", "-npl"}) {
+    for (const char* name : {"-sys", "-pg", "-npl", "-tb"}) {
       if (args[i] == name && known("-" + args[i])) args[i].insert(0, 1, '-');
     }
     const bool is_long = args[i][1] == '-';

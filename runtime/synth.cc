@@ -54,7 +54,10 @@ class Random {  // SplitMix64
   }
   uint32_t Below(uint32_t n) { return static_cast<uint32_t>((Next() >> 32) * n >> 32); }
   double Uniform() { return (static_cast<double>(Next() >> 11) + 0.5) * 0x1p-53; }
-  float Normal() { return static_cast<float>(std::sqrt(-2 * std::log(Uniform())) * std::cos(2 * M_PI * Uniform())); }
+  float Normal() {
+    const double angle = 2 * M_PI * Uniform();  // drawn first, whatever order a compiler evaluates factors in
+    return static_cast<float>(std::sqrt(-2 * std::log(Uniform())) * std::cos(angle));
+  }
 
  private:
   uint64_t state_;
