@@ -229,13 +229,22 @@ void CpuExecutor::Impl::RunTask(RowTask task, const Op* op, bool wanted, int64_t
       Matrix(op->weight).DequantizeRow(step->tokens[row], out);
       if (op->scale != 1)
         for (int i = 0; i < Width(op->out); ++i) out[i] *= op->scale;
+      if (op->positions >= 0) {
+        float* place = Row(Slot::kNormed, row);  // which nothing has written yet
+        Matrix(op->positions).DequantizeRow(step->positions[row] + op->position_offset, place);
+        ops.add(place, Width(op->out), out);
+      }
       break;
     }
     case RowTask::kNorm: {
       // The first op over wanted rows gathers them.
       const bool gathers = wanted && op->in == Slot::kHidden;
       const float* in = Row(op->in, gathers ? step->wanted[row] : row);
-      ops.rms_norm(in, Vector(op->weight), config.norm_eps, Width(op->in), op->accumulate, Row(op->out, row));
+      const float* weight = Vector(op->weight);
+      if (op->bias >= 0)
+        ops.layer_norm(in, weight, Vector(op->bias), config.norm_eps, Width(op->in), Row(op->out, row));
+      else
+        ops.rms_norm(in, weight, config.norm_eps, Width(op->in), op->accumulate, Row(op->out, row));
       break;
     }
     case RowTask::kHeadNorm:
@@ -254,6 +263,7 @@ void CpuExecutor::Impl::RunTask(RowTask task, const Op* op, bool wanted, int64_t
     case RowTask::kGatedAct:
       ops.gated_act(Row(op->in, row), Row(Slot::kUp, row), Width(op->in), op->activation, Row(op->out, row));
       break;
+    case RowTask::kAct: ops.act(Row(op->in, row), Width(op->in), op->activation, Row(op->out, row)); break;
     case RowTask::kQuantize: {
       const int64_t k = Matrix(op->projections[0].weight).k();
       // The inputs of gate, up and attention output bear 8 bits best (HACKING.md "Numerics").

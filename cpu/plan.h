@@ -16,6 +16,7 @@ enum class RowTask : uint8_t {
   kRope,
   kStoreKv,
   kGatedAct,
+  kAct,
   kQuantize,  // op.in to two-plane activations
   kBias,      // op.projections' biases
   kTap,       // op.in to whoever asked for the inputs of products
@@ -49,6 +50,7 @@ std::vector<Stage> MakeStages(const Program& program, const Predicate& needs_qua
       case OpKind::kHeadNorm: add_task(RowTask::kHeadNorm, &op, false); break;
       case OpKind::kRope: add_task(RowTask::kRope, &op, false); break;
       case OpKind::kGatedAct: add_task(RowTask::kGatedAct, &op, false); break;
+      case OpKind::kAct: add_task(RowTask::kAct, &op, false); break;
       case OpKind::kAttention:
         add_task(RowTask::kStoreKv, &op, false);
         stages.push_back({Stage::Kind::kAttention, &op, false, {}});

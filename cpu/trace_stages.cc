@@ -12,6 +12,7 @@ const char* Name(RowTask task) {
     case RowTask::kRope: return "rope";
     case RowTask::kStoreKv: return "store kv";
     case RowTask::kGatedAct: return "gated act";
+    case RowTask::kAct: return "act";
     case RowTask::kQuantize: return "quantize";
     case RowTask::kBias: return "bias";
     case RowTask::kTap: return "tap";

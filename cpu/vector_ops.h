@@ -48,11 +48,14 @@ struct VectorOps {
   Isa isa;
   // out (+)= x / sqrt(mean(x^2) + eps) * weight; out may be x unless accumulating.
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, bool accumulate, float* out);
+  // out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias; out may be x.
+  void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, int n, float* out);
   // Rotates the first n_dims of one head in place; cos_sin is (n_dims / 2) pairs (cos, sin).
   void (*rope)(float* head, const float* cos_sin, int n_dims, RopeKind kind);
   // out = act(gate) * up; out may be gate.
   void (*gated_act)(const float* gate, const float* up, int n, Activation activation, float* out);
-  void (*add)(const float* x, int n, float* out);  // out += x
+  void (*act)(const float* x, int n, Activation activation, float* out);  // out = act(x); out may be x
+  void (*add)(const float* x, int n, float* out);                         // out += x
   // One row of k values to ActivationRowBytes(k) bytes, 64-byte aligned, padding zeroed. Rounds to nearest even. NaN
   // becomes 0, infinities 2^120. The same bits on every ISA.
   void (*quantize)(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out);

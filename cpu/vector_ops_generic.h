@@ -71,6 +71,42 @@ void RmsNorm(const float* x, const float* weight, float eps, int n, bool accumul
   }
 }
 
+// The sum of what add(x[i], sum so far) adds: whole registers in four columns, then one by one, as the zeros of a
+// partial register would be added too.
+template <typename V, typename AddTerm>
+float Sum(const float* x, int n, const AddTerm& add) {
+  constexpr int L = V::kLanes;
+  typename V::F sums[4] = {V::Set(0.f), V::Set(0.f), V::Set(0.f), V::Set(0.f)};
+  int i = 0;
+  for (; i + 4 * L <= n; i += 4 * L)
+    for (int j = 0; j < 4; ++j) sums[j] = add(V::Load(x + i + j * L), sums[j]);
+  for (; i + L <= n; i += L) sums[0] = add(V::Load(x + i), sums[0]);
+  float rest = 0;
+  for (; i < n; ++i) rest = V::First(add(V::Set(x[i]), V::Set(rest)));
+  return V::ReduceAdd(V::Add(V::Add(sums[0], sums[1]), V::Add(sums[2], sums[3]))) + rest;
+}
+
+template <typename V>
+void LayerNorm(const float* x, const float* weight, const float* bias, float eps, int n, float* out) {
+  constexpr int L = V::kLanes;
+  using F = typename V::F;
+  const auto mean = V::Set(Sum<V>(x, n, [](F value, F sum) { return V::Add(value, sum); }) / static_cast<float>(n));
+  const float squares = Sum<V>(x, n, [mean](F value, F sum) {
+    const F distance = V::Sub(value, mean);
+    return V::Fma(distance, distance, sum);
+  });
+  const auto factor = V::Set(1.f / Sqrt(squares / static_cast<float>(n) + eps));
+  int i = 0;
+  for (; i + L <= n; i += L) {
+    const auto normed = V::Mul(V::Sub(V::Load(x + i), mean), factor);
+    V::Store(out + i, V::Fma(normed, V::Load(weight + i), V::Load(bias + i)));
+  }
+  if (const int rest = n - i; rest > 0) {
+    const auto normed = V::Mul(V::Sub(V::Load(x + i, rest), mean), factor);
+    V::Store(out + i, V::Fma(normed, V::Load(weight + i, rest), V::Load(bias + i, rest)), rest);
+  }
+}
+
 template <typename V>
 void Rope(float* head, const float* cos_sin, int n_dims, RopeKind kind) {
   constexpr int L = V::kLanes;
@@ -125,6 +161,13 @@ void GatedAct(const float* gate, const float* up, int n, Activation activation, 
     V::Store(out + i, V::Mul(Activate<V>(V::Load(gate + i), activation), V::Load(up + i)));
   if (const int rest = n - i; rest > 0)
     V::Store(out + i, V::Mul(Activate<V>(V::Load(gate + i, rest), activation), V::Load(up + i, rest)), rest);
+}
+
+template <typename V>
+void Act(const float* x, int n, Activation activation, float* out) {
+  int i = 0;
+  for (; i + V::kLanes <= n; i += V::kLanes) V::Store(out + i, Activate<V>(V::Load(x + i), activation));
+  if (const int rest = n - i; rest > 0) V::Store(out + i, Activate<V>(V::Load(x + i, rest), activation), rest);
 }
 
 template <typename V>

@@ -10,8 +10,9 @@ namespace {
 
 template <typename V>
 constexpr VectorOps Table(Isa isa) {
-  return {isa,        RmsNorm<V>,   Rope<V>,  GatedAct<V>,  thermocline::Add<V>, Quantize<V>,
-          StoreKv<V>, Attention<V>, Merge<V>, FloatGemv<V>, AddOuterProducts<V>};
+  return {isa,      RmsNorm<V>,          LayerNorm<V>,       Rope<V>,    GatedAct<V>,
+          Act<V>,   thermocline::Add<V>, Quantize<V>,        StoreKv<V>, Attention<V>,
+          Merge<V>, FloatGemv<V>,        AddOuterProducts<V>};
 }
 
 }  // namespace

@@ -7,21 +7,41 @@ namespace {
 constexpr Arch kArchs[] = {
     // SmolLM2, TinyLlama, Mistral, Llama
     {.name = "llama",
+     .norm = NormKind::kRms,
      .rope = RopeKind::kInterleaved,
+     .position_offset = 0,
      .activation = Activation::kSilu,
+     .gated_ffn = true,
      .qk_norm = false,
      .post_norms = false,
      .scale_embedding = false,
      .global_period = 0,
      .local_rope_base = 0},
     {.name = "gemma3",
+     .norm = NormKind::kRms,
      .rope = RopeKind::kHalves,
+     .position_offset = 0,
      .activation = Activation::kGeluTanh,
+     .gated_ffn = true,
      .qk_norm = true,
      .post_norms = true,
      .scale_embedding = true,
      .global_period = 6,
      .local_rope_base = 10000},
+    // OPT, except the one of 350M, whose norms stand behind the layers. llama.cpp knows no OPT; the names of the
+    // tensors
+    // are those of PowerInfer's gguf-py (fc1 is ffn_up, fc2 ffn_down, embed_positions position_embd).
+    {.name = "opt",
+     .norm = NormKind::kLayer,
+     .rope = RopeKind::kNone,
+     .position_offset = 2,
+     .activation = Activation::kRelu,
+     .gated_ffn = false,
+     .qk_norm = false,
+     .post_norms = false,
+     .scale_embedding = false,
+     .global_period = 0,
+     .local_rope_base = 0},
 };
 
 struct NamedActivation {

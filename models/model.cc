@@ -35,13 +35,14 @@ class Builder {
   void ReadVocabulary();
   void ReadRopeFactors();
   void SetWidths();
+  void Embed();
   void Layer(int layer);
   void Attention(int layer);
   void FeedForward(int layer);
   void Head();
 
   Op& Emit(OpKind kind, int layer, Slot in, Slot out);
-  void Norm(int layer, Slot in, Slot out, bool accumulate, const std::string& weight);
+  void Norm(int layer, Slot in, Slot out, bool accumulate, const std::string& name);
   void HeadNorm(int layer, Slot inout, const std::string& weight);
   void Rope(int layer, Slot inout);
   // One product whose result joins the residual, through a norm where the architecture has post norms.
@@ -103,6 +104,12 @@ void Builder::ReadVocabulary() {
     throw Error("{} has {} rows, over the limit of {}. {}", file_.Where(tensor), tensor.ne[1], kMaxVocabulary,
                 kDamagedOrUnsupported);
   }
+  if (tensor.ne[0] != config_.n_embd) {
+    throw Error(
+        "{} has rows of {} for a hidden state of {}: a projection between the two, as OPT-350M has it, is not "
+        "supported. {}",
+        file_.Where(tensor), tensor.ne[0], config_.n_embd, kOtherModel);
+  }
   config_.n_vocab = static_cast<int>(tensor.ne[1]);
   embedding_ = Matrix(name, config_.n_vocab, config_.n_embd);
   const GgufArray* tokens = file_.FindArray("tokenizer.ggml.tokens", GgufArray::Kind::kString);
@@ -114,6 +121,7 @@ void Builder::ReadVocabulary() {
 
 // Llama 3 stretches its context by dividing each rope frequency by a factor of its own.
 void Builder::ReadRopeFactors() {
+  if (config_.HasLearnedPositions()) return;
   const std::string name = "rope_freqs.weight";
   rope_factors_ = OptionalVector(name, config_.rope_dims / 2);
   if (rope_factors_ < 0) return;
@@ -137,7 +145,7 @@ void Builder::SetWidths() {
   set(Slot::kKey, config_.n_head_kv * config_.head_dim);
   set(Slot::kValue, config_.n_head_kv * config_.head_dim);
   set(Slot::kGate, config_.n_ff);
-  set(Slot::kUp, config_.n_ff);
+  set(Slot::kUp, config_.arch.gated_ffn ? config_.n_ff : 0);
   set(Slot::kLogits, config_.n_vocab);
 }
 
@@ -150,11 +158,15 @@ Op& Builder::Emit(OpKind kind, int layer, Slot in, Slot out) {
   return op;
 }
 
-void Builder::Norm(int layer, Slot in, Slot out, bool accumulate, const std::string& weight) {
-  const WeightId id = Vector(weight, config_.n_embd);
+void Builder::Norm(int layer, Slot in, Slot out, bool accumulate, const std::string& name) {
+  const bool centers = config_.arch.norm == NormKind::kLayer;
+  const WeightId weight = Vector(name + ".weight", config_.n_embd);
+  const WeightId bias = centers ? Vector(name + ".bias", config_.n_embd) : WeightId{-1};
+  CHECK(!(centers && accumulate));  // no architecture adds a layer norm to the residual
   Op& op = Emit(OpKind::kNorm, layer, in, out);
   op.accumulate = accumulate;
-  op.weight = id;
+  op.weight = weight;
+  op.bias = bias;
 }
 
 void Builder::HeadNorm(int layer, Slot inout, const std::string& weight) {
@@ -163,6 +175,7 @@ void Builder::HeadNorm(int layer, Slot inout, const std::string& weight) {
 }
 
 void Builder::Rope(int layer, Slot inout) {
+  if (config_.HasLearnedPositions()) return;
   const bool local = config_.IsWindowLayer(layer);
   Op& op = Emit(OpKind::kRope, layer, inout, inout);
   op.rope = config_.arch.rope;
@@ -189,7 +202,7 @@ void Builder::Residual(int layer, Slot in, int64_t k, const std::string& product
 void Builder::Attention(int layer) {
   const int64_t q_width = int64_t{config_.n_head} * config_.head_dim;
   const int64_t kv_width = int64_t{config_.n_head_kv} * config_.head_dim;
-  Norm(layer, Slot::kHidden, Slot::kNormed, false, Name(layer, "attn_norm.weight"));
+  Norm(layer, Slot::kHidden, Slot::kNormed, false, Name(layer, "attn_norm"));
   const std::array<Projection, 3> qkv = {Project(Name(layer, "attn_q"), q_width, config_.n_embd, Slot::kQuery),
                                          Project(Name(layer, "attn_k"), kv_width, config_.n_embd, Slot::kKey),
                                          Project(Name(layer, "attn_v"), kv_width, config_.n_embd, Slot::kValue)};
@@ -205,23 +218,25 @@ void Builder::Attention(int layer) {
   Op& attention = Emit(OpKind::kAttention, layer, Slot::kQuery, Slot::kAttention);
   attention.window = config_.IsWindowLayer(layer) ? config_.window : 0;
   attention.scale = config_.attention_scale;
-  Residual(layer, Slot::kAttention, q_width, Name(layer, "attn_output"), Name(layer, "post_attention_norm.weight"));
+  Residual(layer, Slot::kAttention, q_width, Name(layer, "attn_output"), Name(layer, "post_attention_norm"));
 }
 
 void Builder::FeedForward(int layer) {
-  Norm(layer, Slot::kHidden, Slot::kNormed, false, Name(layer, "ffn_norm.weight"));
-  const Projection gate = Project(Name(layer, "ffn_gate"), config_.n_ff, config_.n_embd, Slot::kGate);
-  const Projection up = Project(Name(layer, "ffn_up"), config_.n_ff, config_.n_embd, Slot::kUp);
+  Norm(layer, Slot::kHidden, Slot::kNormed, false, Name(layer, "ffn_norm"));
+  const bool gated = config_.arch.gated_ffn;
+  std::array<Projection, 3> projections{};
+  if (gated) projections[0] = Project(Name(layer, "ffn_gate"), config_.n_ff, config_.n_embd, Slot::kGate);
+  projections[gated] = Project(Name(layer, "ffn_up"), config_.n_ff, config_.n_embd, gated ? Slot::kUp : Slot::kGate);
   Op& op = Emit(OpKind::kLinear, layer, Slot::kNormed, Slot::kGate);
-  op.projections = {gate, up, {}};
-  op.n_projections = 2;
-  Emit(OpKind::kGatedAct, layer, Slot::kGate, Slot::kGate).activation = config_.arch.activation;
-  Residual(layer, Slot::kGate, config_.n_ff, Name(layer, "ffn_down"), Name(layer, "post_ffw_norm.weight"));
+  op.projections = projections;
+  op.n_projections = 1 + gated;
+  Emit(gated ? OpKind::kGatedAct : OpKind::kAct, layer, Slot::kGate, Slot::kGate).activation = config_.arch.activation;
+  Residual(layer, Slot::kGate, config_.n_ff, Name(layer, "ffn_down"), Name(layer, "post_ffw_norm"));
 }
 
 // A model without output.weight multiplies by its embedding: one tensor, one weight.
 void Builder::Head() {
-  Norm(-1, Slot::kHidden, Slot::kNormed, false, "output_norm.weight");
+  Norm(-1, Slot::kHidden, Slot::kNormed, false, "output_norm");
   model_.program.ops.back().wanted_rows = true;
   const bool tied = file_.FindTensor("output.weight") == nullptr;
   const WeightId weight = tied ? embedding_ : Matrix("output.weight", config_.n_vocab, config_.n_embd);
@@ -232,13 +247,22 @@ void Builder::Head() {
   op.n_projections = 1;
 }
 
+void Builder::Embed() {
+  Op& op = Emit(OpKind::kEmbed, -1, Slot::kCount, Slot::kHidden);
+  op.weight = embedding_;
+  op.scale = config_.embedding_scale;
+  if (!config_.HasLearnedPositions()) return;
+  const std::string name = "position_embd.weight";
+  const bool trimmed = Require(name).ne[1] == config_.n_ctx_train;
+  op.position_offset = trimmed ? 0 : config_.arch.position_offset;
+  op.positions = Matrix(name, int64_t{config_.n_ctx_train} + op.position_offset, config_.n_embd);
+}
+
 void Builder::Build() {
   ReadVocabulary();
   ReadRopeFactors();
   SetWidths();
-  Op& embed = Emit(OpKind::kEmbed, -1, Slot::kCount, Slot::kHidden);
-  embed.weight = embedding_;
-  embed.scale = config_.embedding_scale;
+  Embed();
   for (int layer = 0; layer < config_.n_layer; ++layer) {
     Attention(layer);
     FeedForward(layer);

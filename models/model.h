@@ -17,6 +17,11 @@ namespace thermocline {
 enum class RopeKind : uint8_t {
   kInterleaved,  // rotates (x[2i], x[2i+1]): llama files, whose q and k rows are permuted for it
   kHalves,       // rotates (x[i], x[i + n/2]): "NeoX"
+  kNone,         // positions are learned
+};
+enum class NormKind : uint8_t {
+  kRms,    // x / rms(x) * weight
+  kLayer,  // (x - mean(x)) / deviation(x) * weight + bias
 };
 enum class Activation : uint8_t { kSilu, kGeluTanh, kRelu };
 // How activations are called in thermocline.activation. FindActivation: nullopt for unknown ones.
@@ -24,12 +29,15 @@ std::string_view Name(Activation activation);
 std::optional<Activation> FindActivation(std::string_view name);
 std::string ActivationNames();  // all of them, comma-separated
 
-// An architecture is a row of data. All of them: RMS norm before attention and before the FFN, grouped-query
-// attention, gated FFN, optional biases (taken where the file has them).
+// An architecture is a row of data. All of them: a norm before attention and before the FFN, grouped-query attention,
+// optional biases of linear layers (taken where the file has them).
 struct Arch {
   const char* name;  // general.architecture
+  NormKind norm;
   RopeKind rope;
+  int position_offset;    // rows in front of position 0's in a table of learned positions; files may leave them out
   Activation activation;  // unless the file says otherwise in thermocline.activation
+  bool gated_ffn;         // act(gate) * up; otherwise act(up)
   bool qk_norm;           // RMS norm over each head of q and k, before rope
   bool post_norms;        // RMS norm of what attention and FFN add to the residual
   bool scale_embedding;   // embeddings are multiplied by sqrt(n_embd)
@@ -52,6 +60,7 @@ struct ModelConfig {
   float rope_scale;  // positions are multiplied by it (1 / linear factor) in global layers
 
   bool IsWindowLayer(int layer) const;
+  bool HasLearnedPositions() const { return arch.rope == RopeKind::kNone; }  // n_ctx_train of them
 };
 
 // What flows between ops, one row per batch row; widths in `Program::width`.
@@ -66,13 +75,14 @@ struct Projection {
 };
 
 enum class OpKind : uint8_t {
-  kEmbed,      // out = table[token] * scale
-  kNorm,       // out (+)= rms_norm(in) * weight
+  kEmbed,      // out = table[token] * scale, and + positions[position + position_offset] where there is that table
+  kNorm,       // out (+)= norm(in) * weight, and + bias for a layer norm
   kLinear,     // projections[i].out (+)= weight[i] in + bias[i]; all read the same `in`
   kHeadNorm,   // in place on `out`: rms_norm of each head * weight
   kRope,       // in place on `out`, each head
   kAttention,  // append kKey, kValue to the KV pages of `layer`, then out = attention(kQuery)
   kGatedAct,   // out = act(in) * kUp
+  kAct,        // out = act(in)
 };
 
 // One op of the forward pass. Fields that a kind does not name in its comment are unused by it.
@@ -84,6 +94,9 @@ struct Op {
   bool accumulate = false;   // add to `out` instead of overwriting it
   bool wanted_rows = false;  // only the rows whose logits somebody wants
   WeightId weight = -1;      // kEmbed, kNorm, kHeadNorm
+  WeightId bias = -1;        // kNorm: of a layer norm; none: an RMS norm
+  WeightId positions = -1;   // kEmbed: (n_ctx_train + position_offset, n_embd), or none
+  int position_offset = 0;   // kEmbed
   std::array<Projection, 3> projections{};
   int n_projections = 0;
   Activation activation = Activation::kSilu;

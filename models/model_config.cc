@@ -90,6 +90,7 @@ float ReadRopeScale(const Reader& reader) {
 }
 
 void ReadRope(const Reader& reader, ModelConfig& config) {
+  if (config.HasLearnedPositions()) return;
   config.rope_dims = reader.Int("rope.dimension_count", 2, config.head_dim, config.head_dim / 2 * 2);
   if (config.rope_dims % 2 != 0) {
     reader.Fail("rope.dimension_count", "is {}, not even. {}", config.rope_dims, kDownloadAgain);
@@ -196,7 +197,8 @@ ModelConfig ReadConfig(const GgufFile& file, const Arch& arch, bool arch_is_from
   config.n_embd = reader.Int("embedding_length", 2, kMaxEmbedding);
   config.n_ff = reader.Int("feed_forward_length", 1, kMaxFeedForward);
   config.n_ctx_train = reader.Int("context_length", 1, kMaxTrainContext);
-  config.norm_eps = reader.Float("attention.layer_norm_rms_epsilon", 1);
+  config.norm_eps = reader.Float(
+      arch.norm == NormKind::kLayer ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 1);
   config.embedding_scale = arch.scale_embedding ? std::sqrt(static_cast<float>(config.n_embd)) : 1;
   ReadHeads(reader, config);
   ReadRope(reader, config);

@@ -22,6 +22,10 @@ int ChooseContext(const Model& model, const EngineOptions& options) {
   const int64_t available = DetectTopology().memory_available_bytes - CpuExecutor::WeightBytes(model);
   const auto bytes = [&](int n_ctx) { return KvBytes(config, n_ctx) * options.max_sequences; };
   if (options.n_ctx > 0) {
+    if (config.HasLearnedPositions() && options.n_ctx > config.n_ctx_train)
+      throw Error(
+          "a context of {} tokens is longer than the {} positions that the model has learned; choose a shorter one",
+          options.n_ctx, config.n_ctx_train);
     if (bytes(options.n_ctx) > available)
       throw Error(
           "a context of {} tokens needs {} MB besides the weights, {} MB are free; choose a smaller one with -c",

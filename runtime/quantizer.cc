@@ -77,8 +77,8 @@ QuantizePlan PlanTypes(const GgufFile& file, const Model& model, DType type, boo
   std::map<DType, size_t> kept;
   size_t changed = 0;
   for (const Weight& weight : model.weights) {
-    if (!weight.matrix) continue;
     const Tensor& tensor = *weight.tensor;
+    if (!weight.matrix || tensor.name == "position_embd.weight") continue;
     const bool ends = tensor.name == "token_embd.weight" || tensor.name == "output.weight";
     const DType wanted = ends && !pure ? OneStepWider(type) : type;
     const DType fitting = FittingType(wanted, weight.k);

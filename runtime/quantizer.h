@@ -32,8 +32,8 @@ struct QuantizePlan {
   std::vector<std::string> notes;  // what departs from the type asked for, and why
 };
 
-// Matrices become `type`; norms and biases stay, and so does what has no more bits than that already. Unless `pure`,
-// the embedding and the head are one step wider.
+// Matrices become `type`; norms, biases and learned positions stay, and so does what has no more bits than that
+// already. Unless `pure`, the embedding and the head are one step wider.
 QuantizePlan PlanTypes(const GgufFile& file, const Model& model, DType type, bool pure);
 
 // general.file_type: llama.cpp's llama_ftype of files that are mostly of one type.

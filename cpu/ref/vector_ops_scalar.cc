@@ -24,6 +24,15 @@ void RmsNorm(const float* x, const float* weight, float eps, int n, bool accumul
   }
 }
 
+void LayerNorm(const float* x, const float* weight, const float* bias, float eps, int n, float* out) {
+  double sum = 0, squares = 0;
+  for (int i = 0; i < n; ++i) sum += x[i];
+  const double mean = sum / n;
+  for (int i = 0; i < n; ++i) squares += (x[i] - mean) * (x[i] - mean);
+  const double factor = 1 / std::sqrt(squares / n + eps);
+  for (int i = 0; i < n; ++i) out[i] = static_cast<float>((x[i] - mean) * factor * weight[i] + bias[i]);
+}
+
 void Rope(float* head, const float* cos_sin, int n_dims, RopeKind kind) {
   const int n_pairs = n_dims / 2;
   for (int i = 0; i < n_pairs; ++i) {
@@ -49,6 +58,10 @@ double Activate(double x, Activation activation) {
 
 void GatedAct(const float* gate, const float* up, int n, Activation activation, float* out) {
   for (int i = 0; i < n; ++i) out[i] = static_cast<float>(Activate(gate[i], activation) * up[i]);
+}
+
+void Act(const float* x, int n, Activation activation, float* out) {
+  for (int i = 0; i < n; ++i) out[i] = static_cast<float>(Activate(x[i], activation));
 }
 
 void Add(const float* x, int n, float* out) {
@@ -200,7 +213,7 @@ void AddOuterProducts(const OuterProducts& args) {
 
 }  // namespace
 
-const VectorOps kVectorOpsScalar = {Isa::kScalar, RmsNorm, Rope,      GatedAct,        Add, Quantize, StoreKv,
-                                    Attention,    Merge,   FloatGemv, AddOuterProducts};
+const VectorOps kVectorOpsScalar = {Isa::kScalar, RmsNorm,   LayerNorm, Rope,      GatedAct,        Act, Add, Quantize,
+                                    StoreKv,      Attention, Merge,     FloatGemv, AddOuterProducts};
 
 }  // namespace thermocline

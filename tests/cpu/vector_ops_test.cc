@@ -67,6 +67,53 @@ TEST_CASE("rms_norm of zeros is zero") {
   }
 }
 
+TEST_CASE("layer_norm equals the reference, in place too") {
+  ForEach({1, 7, 16, 17, 63, 64, 65, 127, 129, 768}, [](const VectorOps& ops, int n, Flush flush) {
+    for (const float center : {0.f, 20.f}) {
+      CAPTURE(center);
+      Random random(n);
+      std::vector<float> x = random.Normals(n, 3);
+      for (float& value : x) value += center;
+      const std::vector<float> weight = random.Normals(n), bias = random.Normals(n);
+      const GuardedBuffer<float> x_in(x, 4, flush), weight_in(weight, 4, flush), bias_in(bias, 4, flush);
+      GuardedBuffer<float> out(n, 4, flush), in_place(x, 4, flush);
+      std::vector<float> expected(n);
+      Reference().layer_norm(x.data(), weight.data(), bias.data(), 1e-2f, n, expected.data());
+      ops.layer_norm(x_in.data(), weight_in.data(), bias_in.data(), 1e-2f, n, out.data());
+      ops.layer_norm(in_place.data(), weight_in.data(), bias_in.data(), 1e-2f, n, in_place.data());
+      CheckSame<float>(in_place.ToVector(), out.ToVector());
+      // A lane adds n / 32 terms, and some 16 roundings follow: the mean is wrong by that many eps of the largest
+      // |x|, which its product with the factor magnifies, and so is the factor, relatively.
+      float largest = 0;
+      double mean = 0, squares = 0;
+      for (const float value : x) largest = std::max(largest, std::fabs(value)), mean += value / n;
+      for (const float value : x) squares += (value - mean) * (value - mean);
+      const double terms = n / 32.0 + 16, factor = 1 / std::sqrt(squares / n + 1e-2);
+      CheckNear(out.ToVector(), expected, [&](size_t i) {
+        const double normed = std::fabs((x[i] - mean) * factor);
+        return kEpsilon * (terms * std::fabs(weight[i]) * (largest * factor + normed) + 2 * std::fabs(expected[i]) +
+                           std::fabs(bias[i]));
+      });
+    }
+  });
+}
+
+TEST_CASE("layer_norm: the reference centers, scales to deviation 1, weighs and shifts") {
+  const float x[] = {1, 2, 3, 6}, weight[] = {1, 1, -2, 1}, bias[] = {0, 0, 10, 0.5f};
+  float out[4];
+  Reference().layer_norm(x, weight, bias, 0.5f, 4, out);  // mean 3, variance 3.5
+  CHECK(out[0] == doctest::Approx(-1));
+  CHECK(out[1] == doctest::Approx(-0.5));
+  CHECK(out[2] == doctest::Approx(10));
+  CHECK(out[3] == doctest::Approx(2));
+  for (Isa isa : RunnableIsas()) {
+    const std::vector<float> same(40, 3.25f), weights(40, 2.f), biases(40, -1.f);
+    std::vector<float> normed(40);
+    VectorOpsFor(isa).layer_norm(same.data(), weights.data(), biases.data(), 1e-5f, 40, normed.data());
+    CheckSame<float>(normed, biases);  // no deviation: the epsilon alone keeps it a number
+  }
+}
+
 TEST_CASE("rope equals the reference, and leaves what does not rotate") {
   ForEach({2, 6, 14, 16, 18, 34, 64, 80, 256}, [](const VectorOps& ops, int n, Flush flush) {
     for (RopeKind kind : {RopeKind::kInterleaved, RopeKind::kHalves}) {
@@ -122,6 +169,30 @@ TEST_CASE("gated_act equals the reference") {
         const double tail = activation == Activation::kGeluTanh && gate[i] < 0 ? 2 * 87 : 0;
         return kEpsilon * (6 + tail) * std::fabs(expected[i]) + 1e-36 * (1 + std::fabs(up[i]));
       });
+    }
+  });
+}
+
+TEST_CASE("act is gated_act of ones, bit for bit, in place too") {
+  ForEach({1, 7, 8, 15, 16, 17, 31, 33, 576, 10007}, [](const VectorOps& ops, int n, Flush flush) {
+    for (Activation activation : kActivations) {
+      CAPTURE(static_cast<int>(activation));
+      std::vector<float> x = ActivationInputs(n);
+      if (n > 16) x[9] = kNan, x[10] = kInf, x[11] = -1e38f;
+      const GuardedBuffer<float> x_in(x, 4, flush);
+      GuardedBuffer<float> out(n, 4, flush), in_place(x, 4, flush);
+      std::vector<float> expected(n);
+      ops.gated_act(x.data(), std::vector<float>(n, 1).data(), n, activation, expected.data());
+      ops.act(x_in.data(), n, activation, out.data());
+      ops.act(in_place.data(), n, activation, in_place.data());
+      const auto bits = [](const std::vector<float>& values) {
+        std::vector<uint32_t> words;
+        for (const float value : values)
+          words.push_back(std::isnan(value) ? 0x7FC00000 : std::bit_cast<uint32_t>(value));
+        return words;
+      };
+      CheckSame<uint32_t>(bits(out.ToVector()), bits(expected));
+      CheckSame<uint32_t>(bits(in_place.ToVector()), bits(expected));
     }
   });
 }

@@ -63,6 +63,10 @@ void WriteAll(const std::filesystem::path& folder) {
   gemma.arch = "gemma3";
   gemma.n_layer = 2;
   Write(folder, "gemma3", TinyModel(gemma).U32("gemma3.attention.sliding_window_pattern", 2));
+  TinyOptions opt = Smallest(DType::kQ8_0);
+  opt.arch = "opt";
+  opt.biases = true;
+  Write(folder, "opt", TinyModel(opt));
 
   TinyOptions full = Smallest(DType::kQ4_1);
   full.biases = true;

@@ -61,6 +61,7 @@ ByteVector With(GgufWriter writer, Change change) {
 }
 ByteVector Llama(void (*change)(GgufWriter&)) { return With(TinyModel(), change); }
 ByteVector Gemma(void (*change)(GgufWriter&)) { return With(TinyModel({.arch = "gemma3"}), change); }
+ByteVector Opt(void (*change)(GgufWriter&)) { return With(TinyModel({.arch = "opt", .biases = true}), change); }
 
 std::vector<Row> Container() {
   using W = GgufWriter;
@@ -205,7 +206,7 @@ std::vector<Row> Configuration() {
        Convert("byte 56: 'general.architecture' is an integer, not a string.")},
       {"unknown architecture", Llama([](W& w) { w.String("general.architecture", "mamba"); }),
        Plain("byte 56: 'general.architecture' is 'mamba', which is not supported. Get a model of one of: llama, "
-             "gemma3.")},
+             "gemma3, opt.")},
       {"a missing number", Llama([](W& w) { w.Remove("llama.block_count"); }),
        Convert("'llama.block_count' is missing from the metadata.")},
       {"a number that is a float", Llama([](W& w) { w.F32("llama.block_count", 2); }),
@@ -336,6 +337,65 @@ std::vector<Row> Weights() {
   };
 }
 
+std::vector<Row> LearnedPositionsAndLayerNorms() {
+  using W = GgufWriter;
+  return {
+      {"no epsilon", Opt([](W& w) { w.Remove("opt.attention.layer_norm_epsilon"); }),
+       Convert("'opt.attention.layer_norm_epsilon' is missing from the metadata.")},
+      {"no positions", Opt([](W& w) { w.RemoveTensor("position_embd.weight"); }),
+       Unsupported("tensor 'position_embd.weight' is missing.")},
+      {"one position too few", Opt([](W& w) {
+         w.Tensor("position_embd.weight", DType::kF16, {64, 255}, ByteVector(64 * 255 * 2));
+       }),
+       Unsupported(
+           "byte 7038: tensor 'position_embd.weight' has the shape 64 x 255 x 1 x 1, not 64 x 258 as the metadata "
+           "says.")},
+      {"positions of another width", Opt([](W& w) {
+         w.Tensor("position_embd.weight", DType::kF16, {32, 256}, ByteVector(32 * 256 * 2));
+       }),
+       Unsupported(
+           "byte 7038: tensor 'position_embd.weight' has the shape 32 x 256 x 1 x 1, not 64 x 256 as the metadata "
+           "says.")},
+      {"OPT-350M", Opt([](W& w) {
+         w.Tensor("token_embd.weight", DType::kF16, {32, 288}, ByteVector(32 * 288 * 2));
+       }),
+       Other("byte 6981: tensor 'token_embd.weight' has rows of 32 for a hidden state of 64: a projection between the "
+             "two, "
+             "as OPT-350M has it, is not supported.")},
+      {"no final norm", Opt([](W& w) { w.RemoveTensor("output_norm.weight"); }),
+       Unsupported("tensor 'output_norm.weight' is missing.")},
+      {"a layer norm without bias", Opt([](W& w) { w.RemoveTensor("blk.1.ffn_norm.bias"); }),
+       Unsupported("tensor 'blk.1.ffn_norm.bias' is missing.")},
+      {"a bias of another shape", Opt([](W& w) { w.Tensor("blk.0.ffn_up.bias", DType::kF32, {64}, ByteVector(256)); }),
+       Unsupported("byte 7907: tensor 'blk.0.ffn_up.bias' has the shape 64 x 1 x 1 x 1, not 96 as the metadata says.")},
+      {"a norm's bias of another shape",
+       Opt([](W& w) { w.Tensor("blk.0.attn_norm.bias", DType::kF32, {96}, ByteVector(384)); }),
+       Unsupported(
+           "byte 7250: tensor 'blk.0.attn_norm.bias' has the shape 96 x 1 x 1 x 1, not 64 as the metadata says.")},
+      {"a gate", Opt([](W& w) {
+         w.Tensor("blk.0.ffn_gate.weight", DType::kF16, {64, 96}, ByteVector(64 * 96 * 2));
+       }),
+       Other("byte 8940: tensor 'blk.0.ffn_gate.weight' is no part of architecture 'opt': the model would not run as "
+             "it was "
+             "trained.")},
+      {"rope", Opt([](W& w) { w.Tensor("rope_freqs.weight", DType::kF32, {8}, ByteVector(32)); }),
+       Other(
+           "byte 8940: tensor 'rope_freqs.weight' is no part of architecture 'opt': the model would not run as it was "
+           "trained.")},
+      {"a layer norm's bias beside an RMS norm",
+       Llama([](W& w) { w.Tensor("output_norm.bias", DType::kF32, {64}, ByteVector(256)); }),
+       Other(
+           "byte 8206: tensor 'output_norm.bias' is no part of architecture 'llama': the model would not run as it was "
+           "trained.")},
+      {"positions beside rope", Llama([](W& w) {
+         w.Tensor("position_embd.weight", DType::kF16, {64, 256}, ByteVector(64 * 256 * 2));
+       }),
+       Other(
+           "byte 8206: tensor 'position_embd.weight' is no part of architecture 'llama': the model would not run as it "
+           "was trained.")},
+  };
+}
+
 void CheckAll(const std::vector<Row>& rows) {
   for (const Row& row : rows) {
     CAPTURE(row.what);
@@ -357,5 +417,8 @@ TEST_CASE("bad GGUF files are refused: metadata") { CheckAll(Metadata()); }
 TEST_CASE("bad GGUF files are refused: tensors") { CheckAll(Tensors()); }
 TEST_CASE("bad GGUF files are refused: configuration") { CheckAll(Configuration()); }
 TEST_CASE("bad GGUF files are refused: weights") { CheckAll(Weights()); }
+TEST_CASE("bad GGUF files are refused: learned positions and layer norms") {
+  CheckAll(LearnedPositionsAndLayerNorms());
+}
 
 }  // namespace thermocline

@@ -20,7 +20,7 @@ ModelConfig ConfigOf(const GgufWriter& writer) { return Model::FromGguf(writer.O
 
 // "norm linear rope ..." of one layer; -1: outside the layers.
 std::string Kinds(const Model& model, int layer) {
-  constexpr const char* kNames[] = {"embed", "norm", "linear", "head_norm", "rope", "attention", "gated_act"};
+  constexpr const char* kNames[] = {"embed", "norm", "linear", "head_norm", "rope", "attention", "gated_act", "act"};
   std::string kinds;
   for (const Op& op : model.program.ops) {
     if (op.layer != layer) continue;
@@ -118,6 +118,48 @@ TEST_CASE("model: a gemma3 file") {
   // The head is tied: the embedding is one weight, used twice.
   const Op& head = OpOf(model, OpKind::kLinear, -1);
   CHECK(head.projections[0].weight == OpOf(model, OpKind::kEmbed, -1).weight);
+}
+
+TEST_CASE("model: an opt file") {
+  const GgufFile file = TinyModel({.arch = "opt", .biases = true}).Open();
+  const Model model = Model::FromGguf(file);
+  CHECK(model.config.norm_eps == 1e-5f);
+  CHECK(model.config.HasLearnedPositions());
+  CHECK(Kinds(model, -1) == "embed norm linear");
+  CHECK(Kinds(model, 1) == "norm linear attention linear norm linear act linear");
+  CHECK(model.weights.size() == file.tensors().size());
+  const Op& embed = OpOf(model, OpKind::kEmbed, -1);
+  REQUIRE(embed.positions >= 0);
+  CHECK(model.weights[static_cast<size_t>(embed.positions)].n == 258);
+  CHECK(embed.position_offset == 2);
+  for (const int layer : {-1, 0, 1}) {
+    const Op& norm = OpOf(model, OpKind::kNorm, layer);
+    REQUIRE(norm.bias >= 0);
+    CHECK(model.weights[static_cast<size_t>(norm.bias)].tensor->name ==
+          (layer < 0 ? "output_norm.bias" : fmt::format("blk.{}.attn_norm.bias", layer)));
+  }
+  const Op& up = OpOf(model, OpKind::kLinear, 0, 2);
+  CHECK(up.n_projections == 1);
+  CHECK(model.weights[static_cast<size_t>(up.projections[0].weight)].tensor->name == "blk.0.ffn_up.weight");
+  const Op& act = OpOf(model, OpKind::kAct, 0);
+  CHECK(act.activation == Activation::kRelu);
+  CHECK(act.in == up.projections[0].out);
+  CHECK(OpOf(model, OpKind::kLinear, 0, 3).in == act.out);
+  CHECK(model.program.width[static_cast<size_t>(Slot::kUp)] == 0);
+  // The other architectures have none of it.
+  const GgufFile llama_file = TinyModel().Open();
+  const Model llama = Model::FromGguf(llama_file);
+  CHECK_FALSE(llama.config.HasLearnedPositions());
+  CHECK(OpOf(llama, OpKind::kEmbed, -1).positions == -1);
+  CHECK(OpOf(llama, OpKind::kNorm, 0).bias == -1);
+}
+
+TEST_CASE("model: a table of positions without the rows in front of the first") {
+  GgufWriter writer = TinyModel({.arch = "opt"});
+  writer.Tensor("position_embd.weight", DType::kF16, {64, 256}, ByteVector(64 * 256 * 2));
+  const GgufFile file = writer.Open();
+  const Model model = Model::FromGguf(file);
+  CHECK(OpOf(model, OpKind::kEmbed, -1).position_offset == 0);
 }
 
 TEST_CASE("model: rope") {
@@ -242,7 +284,7 @@ TEST_CASE("model: the table knows its rows by name") {
     CHECK(FindArch(arch.name) == &arch);
     names.insert(arch.name);
   }
-  CHECK(names == std::set<std::string>{"gemma3", "llama"});
+  CHECK(names == std::set<std::string>{"gemma3", "llama", "opt"});
   CHECK(FindArch("mamba") == nullptr);
 }
 

@@ -1,4 +1,4 @@
-// Whole models small enough for a test: random weights of any type, both architectures, a vocabulary of single bytes.
+// Whole models small enough for a test: random weights of any type, all architectures, a vocabulary of single bytes.
 // Also the seeds of tests/fuzz.
 #pragma once
 
@@ -64,12 +64,12 @@ inline ByteVector RandomWeights(DType type, int64_t n, float scale, std::mt19937
 }
 
 struct TinyOptions {
-  std::string arch = "llama";  // or "gemma3"
+  std::string arch = "llama";  // or "gemma3", "opt"
   DType type = DType::kQ8_0;   // of the matrices; n_embd and n_ff must be multiples of its block
   int n_layer = 2, n_embd = 64, n_ff = 96, n_head = 4, n_head_kv = 2, head_dim = 16;
   int n_vocab = 288;  // under 259 there is no room for the vocabulary, and the file has none
   int n_ctx_train = 256;
-  int window = 8;          // gemma3 only
+  int window = 8;               // gemma3 only
   std::string activation = "";  // in thermocline.activation, where there is one
   bool biases = false;
   bool tied = true;
@@ -100,7 +100,7 @@ inline void AddTinyVocabulary(GgufWriter& writer, int n_vocab) {
 }
 
 inline GgufWriter TinyModel(const TinyOptions& o = {}) {
-  const bool gemma = o.arch == "gemma3";
+  const bool gemma = o.arch == "gemma3", opt = o.arch == "opt";
   const auto key = [&](const char* name) { return o.arch + "." + name; };
   GgufWriter writer;
   writer.String("general.architecture", o.arch);
@@ -113,7 +113,8 @@ inline GgufWriter TinyModel(const TinyOptions& o = {}) {
   u32("attention.head_count_kv", o.n_head_kv);
   u32("attention.key_length", o.head_dim);
   u32("attention.value_length", o.head_dim);
-  writer.F32(key("attention.layer_norm_rms_epsilon"), 1e-5f).F32(key("rope.freq_base"), 10000);
+  writer.F32(key(opt ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon"), 1e-5f);
+  if (!opt) writer.F32(key("rope.freq_base"), 10000);
   if (gemma) u32("attention.sliding_window", o.window);
   if (!o.activation.empty()) writer.String("thermocline.activation", o.activation);
   if (o.n_vocab >= 259) AddTinyVocabulary(writer, o.n_vocab);
@@ -135,25 +136,30 @@ inline GgufWriter TinyModel(const TinyOptions& o = {}) {
     matrix(name + ".weight", n, k);
     if (o.biases) vector(name + ".bias", n, 0);
   };
+  const auto norm = [&](const std::string& name, int n) {
+    vector(name + ".weight", n, 1);
+    if (opt) vector(name + ".bias", n, 0);
+  };
   matrix("token_embd.weight", o.n_vocab, o.n_embd);
-  vector("output_norm.weight", o.n_embd, 1);
+  if (opt) matrix("position_embd.weight", o.n_ctx_train + 2, o.n_embd);
+  norm("output_norm", o.n_embd);
   if (!o.tied) matrix("output.weight", o.n_vocab, o.n_embd);
   for (int layer = 0; layer < o.n_layer; ++layer) {
     const std::string blk = "blk." + std::to_string(layer) + ".";
-    vector(blk + "attn_norm.weight", o.n_embd, 1);
+    norm(blk + "attn_norm", o.n_embd);
     linear(blk + "attn_q", o.n_head * o.head_dim, o.n_embd);
     linear(blk + "attn_k", o.n_head_kv * o.head_dim, o.n_embd);
     linear(blk + "attn_v", o.n_head_kv * o.head_dim, o.n_embd);
     linear(blk + "attn_output", o.n_embd, o.n_head * o.head_dim);
-    vector(blk + "ffn_norm.weight", o.n_embd, 1);
-    linear(blk + "ffn_gate", o.n_ff, o.n_embd);
+    norm(blk + "ffn_norm", o.n_embd);
+    if (!opt) linear(blk + "ffn_gate", o.n_ff, o.n_embd);
     linear(blk + "ffn_up", o.n_ff, o.n_embd);
     linear(blk + "ffn_down", o.n_embd, o.n_ff);
     if (!gemma) continue;
-    vector(blk + "attn_q_norm.weight", o.head_dim, 1);
-    vector(blk + "attn_k_norm.weight", o.head_dim, 1);
-    vector(blk + "post_attention_norm.weight", o.n_embd, 1);
-    vector(blk + "post_ffw_norm.weight", o.n_embd, 1);
+    norm(blk + "attn_q_norm", o.head_dim);
+    norm(blk + "attn_k_norm", o.head_dim);
+    norm(blk + "post_attention_norm", o.n_embd);
+    norm(blk + "post_ffw_norm", o.n_embd);
   }
   return writer;
 }

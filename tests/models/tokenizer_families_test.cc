@@ -132,6 +132,21 @@ TEST_CASE("tokenizer: BOS and EOS are added as the file wants, never twice") {
   CHECK(Pieces(*tokenizer, "a") == Texts{"▁", "a"});
 }
 
+TEST_CASE("tokenizer: OPT begins every text with </s>, which also ends it") {
+  VocabularyData data = TinyBpe("gpt-2");
+  data.tokens[static_cast<size_t>(data.bos)] = "</s>";
+  data.eos = data.bos;
+  data.add_bos = true;
+  const auto tokenizer = Tokenizer::FromData(std::move(data));
+  const auto encode = [&](std::string_view text) { return TextsOf(*tokenizer, tokenizer->Encode(text)); };
+  CHECK(encode("hello hello") == Texts{"</s>", "hello", "Ġhello"});
+  CHECK(encode("") == Texts{"</s>"});
+  CHECK(encode("</s>hello") == Texts{"</s>", "hello"});
+  CHECK(Pieces(*tokenizer, "hello") == Texts{"hello"});
+  CHECK(tokenizer->IsEndOfGeneration(tokenizer->bos()));
+  CHECK(tokenizer->Decode(tokenizer->Encode("hello hello")) == "hello hello");
+}
+
 TEST_CASE("tokenizer: what ends an answer") {
   const auto bpe = Tokenizer::FromData(TinyBpe());
   CHECK(bpe->IsEndOfGeneration(bpe->eos()));

@@ -6,7 +6,8 @@ Needs: torch, transformers, gguf, numpy.
 import gguf
 import numpy as np
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, OPTConfig,
+                          OPTForCausalLM)
 
 LAYER_NAMES = {
     "llama": {
@@ -35,26 +36,47 @@ LAYER_NAMES = {
         "ffn_down": "mlp.down_proj",
         "post_ffw_norm": "post_feedforward_layernorm",
     },
+    "opt": {
+        "attn_norm": "self_attn_layer_norm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.out_proj",
+        "ffn_norm": "final_layer_norm",
+        "ffn_up": "fc1",
+        "ffn_down": "fc2",
+    },
 }
 GLOBAL_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+OPT_GLOBAL_NAMES = {"token_embd": "model.decoder.embed_tokens", "position_embd": "model.decoder.embed_positions",
+                    "output_norm": "model.decoder.final_layer_norm", "output": "lm_head"}
+OPT_POSITION_OFFSET = 2   # rows of embed_positions in front of position 0's; converters may leave them out
+
+
+def global_names(arch):
+    return OPT_GLOBAL_NAMES if arch == "opt" else GLOBAL_NAMES
+
+
+def layers_of(arch):
+    return "model.decoder.layers" if arch == "opt" else "model.layers"
 
 
 def hf_name(arch, name):
     """"blk.3.attn_q.weight" -> "model.layers.3.self_attn.q_proj.weight"."""
     stem, kind = name.rsplit(".", 1)
-    if stem in GLOBAL_NAMES:
-        return f"{GLOBAL_NAMES[stem]}.{kind}"
+    if stem in global_names(arch):
+        return f"{global_names(arch)[stem]}.{kind}"
     _, layer, part = stem.split(".")
-    return f"model.layers.{layer}.{LAYER_NAMES[arch][part]}.{kind}"
+    return f"{layers_of(arch)}.{layer}.{LAYER_NAMES[arch][part]}.{kind}"
 
 
 def gguf_name(arch, name):
     """The inverse of hf_name."""
     stem, kind = name.rsplit(".", 1)
-    for ours, theirs in GLOBAL_NAMES.items():
+    for ours, theirs in global_names(arch).items():
         if stem == theirs:
             return f"{ours}.{kind}"
-    _, _, layer, part = stem.split(".", 3)
+    layer, part = stem.removeprefix(layers_of(arch) + ".").split(".", 1)
     ours = {v: k for k, v in LAYER_NAMES[arch].items()}[part]
     return f"blk.{layer}.{ours}.{kind}"
 
@@ -90,6 +112,13 @@ def from_gguf(config, arch, name, w):
     return w
 
 
+def set_layer_norm_eps(model, eps):
+    """OPTConfig knows no epsilon: its models have torch's."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = eps
+
+
 class Metadata:
     def __init__(self, reader):
         self.fields = reader.fields
@@ -120,6 +149,13 @@ def config_of(meta, tensors):
     """The transformers configuration of a GGUF file; gemma3's activation and period of 6 come with the architecture."""
     a = "{arch}."
     n_embd, n_head = int(meta.get(a + "embedding_length")), int(meta.get(a + "attention.head_count"))
+    if meta.arch == "opt":
+        return OPTConfig(vocab_size=tensors["token_embd.weight"].shape[0], hidden_size=n_embd,
+                         ffn_dim=int(meta.get(a + "feed_forward_length")), word_embed_proj_dim=n_embd,
+                         num_hidden_layers=int(meta.get(a + "block_count")), num_attention_heads=n_head,
+                         max_position_embeddings=int(meta.get(a + "context_length")), do_layer_norm_before=True,
+                         activation_function="relu", tie_word_embeddings="output.weight" not in tensors,
+                         attn_implementation="eager")
     head_dim = int(meta.get(a + "attention.key_length", n_embd // n_head))
     theta = float(meta.get(a + "rope.freq_base", 10000.0))
     scaling = rope_scaling(meta, tensors.get("rope_freqs.weight"), theta)
@@ -154,14 +190,20 @@ def load(path):
     meta = Metadata(reader)
     tensors = {t.name: np.array(gguf.quants.dequantize(t.data, t.tensor_type), np.float32) for t in reader.tensors}
     config = config_of(meta, tensors)
-    model = (LlamaForCausalLM if meta.arch == "llama" else Gemma3ForCausalLM)(config).float().eval()
+    if meta.arch == "opt" and len(tensors["position_embd.weight"]) == config.max_position_embeddings:
+        unused = np.zeros((OPT_POSITION_OFFSET, config.hidden_size), np.float32)
+        tensors["position_embd.weight"] = np.concatenate([unused, tensors["position_embd.weight"]])
+    classes = {"llama": LlamaForCausalLM, "gemma3": Gemma3ForCausalLM, "opt": OPTForCausalLM}
+    model = classes[meta.arch](config).float().eval()
+    if meta.arch == "opt":
+        set_layer_norm_eps(model, float(meta.get("{arch}.attention.layer_norm_epsilon")))
     state = {}
     for name, w in tensors.items():
         if name != "rope_freqs.weight":
             w = np.ascontiguousarray(from_gguf(config, meta.arch, name, w))
             state[hf_name(meta.arch, name)] = torch.from_numpy(w)
     if config.tie_word_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        state["lm_head.weight"] = state[hf_name(meta.arch, "token_embd.weight")]
     model.load_state_dict(state, strict=True)
     if "rope_freqs.weight" in tensors:
         set_rope_factors(model, tensors["rope_freqs.weight"])

@@ -24,7 +24,8 @@ import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Q
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, OPTConfig,
+                          OPTForCausalLM)
 from transformers.cache_utils import DynamicCache
 
 import gguf_torch
@@ -61,13 +62,15 @@ MODELS = {
                     n_layer=1),
     "llama_relu": dict(arch="llama", type=Q.Q8_0, activation="relu", bias=False, tied=True, rope="default",
                        **{**WIDE, "n_layer": 2}),
+    "opt_plain": dict(arch="opt", type=Q.F16, n_layer=2, **{**DENSE, "n_head": 2, "n_head_kv": 2}),
+    "opt_q8_0": dict(arch="opt", type=Q.Q8_0, trimmed=True, **{**WIDE, "n_head_kv": 6}),
 }
 CONTEXT, ORIGINAL_CONTEXT, FACTOR, EPS = 512, 64, 4.0, 1e-2
 THETA = {"llama": 10000.0, "gemma3": 100000.0}   # gemma3: of the global layers
 # Gains of the random weights, chosen by --noise: attention sharp enough that a wrong base, window or scale moves the
 # logits by 2.5e-2 and more, yet 16-bit activations and a F16 cache by less than 5e-4.
-QK_GAIN = {"llama": 1.7, "gemma3": 1.3}          # of q and k each, in front of the softmax
-EMBEDDING_STD = {"llama": 0.6, "gemma3": 1.0}    # of the scaled embeddings
+QK_GAIN = {"llama": 1.7, "gemma3": 1.3, "opt": 1.7}          # of q and k each, in front of the softmax
+EMBEDDING_STD = {"llama": 0.6, "gemma3": 1.0, "opt": 0.6}    # of the scaled embeddings
 BRANCH_GAIN = 0.25                               # of what a layer adds to the residual stream
 LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=ORIGINAL_CONTEXT)
 
@@ -104,6 +107,13 @@ def random_k(rng, kind, shape, std):
 
 
 def transformers_model(s):
+    if s["arch"] == "opt":
+        model = OPTForCausalLM(OPTConfig(
+            vocab_size=len(PIECES), hidden_size=s["n_embd"], ffn_dim=s["n_ff"], word_embed_proj_dim=s["n_embd"],
+            num_hidden_layers=s["n_layer"], num_attention_heads=s["n_head"], max_position_embeddings=CONTEXT,
+            do_layer_norm_before=True, activation_function="relu", attn_implementation="eager"))
+        gguf_torch.set_layer_norm_eps(model, EPS)
+        return model
     common = dict(vocab_size=len(PIECES), hidden_size=s["n_embd"], intermediate_size=s["n_ff"],
                   num_hidden_layers=s["n_layer"], num_attention_heads=s["n_head"], num_key_value_heads=s["n_head_kv"],
                   head_dim=s["head_dim"], max_position_embeddings=CONTEXT, rms_norm_eps=EPS,
@@ -125,12 +135,12 @@ def transformers_model(s):
 
 def deviation(s, name, fan_in):
     """Weights keep the scale of what flows through; llama's q and k are larger (gemma3's are normed)."""
-    if "embed_tokens" in name or "lm_head" in name:
+    if "embed_tokens" in name or "embed_positions" in name or "lm_head" in name:
         std = EMBEDDING_STD[s["arch"]]
         return std / math.sqrt(fan_in) if s["arch"] == "gemma3" else std   # gemma3 multiplies by sqrt(n_embd)
-    if s["arch"] == "llama" and ("q_proj" in name or "k_proj" in name):
-        return QK_GAIN["llama"] / math.sqrt(fan_in)
-    if s["arch"] == "llama" and ("o_proj" in name or "down_proj" in name):
+    if s["arch"] != "gemma3" and ("q_proj" in name or "k_proj" in name):
+        return QK_GAIN[s["arch"]] / math.sqrt(fan_in)
+    if s["arch"] != "gemma3" and name.split(".")[-2] in ("o_proj", "down_proj", "out_proj", "fc2"):
         return BRANCH_GAIN / math.sqrt(fan_in)
     return 1 / math.sqrt(fan_in)
 
@@ -138,7 +148,7 @@ def deviation(s, name, fan_in):
 def fill(rng, s, model):
     for name, p in model.state_dict().items():
         shape = tuple(p.shape)
-        if "norm" in name:
+        if "norm" in name and name.endswith("weight"):
             mean = QK_GAIN["gemma3"] if "q_norm" in name or "k_norm" in name else 1
             if s["arch"] == "gemma3" and ("post_attention" in name or "post_feedforward" in name):
                 mean = BRANCH_GAIN
@@ -148,6 +158,8 @@ def fill(rng, s, model):
             w = rng.normal(0, 0.3, shape)
         else:
             w = rng.normal(0, deviation(s, name, shape[-1]), shape)
+            if "embed_positions" in name and s.get("trimmed"):
+                w[:gguf_torch.OPT_POSITION_OFFSET] = 0   # what gguf_torch.load puts back
         p.copy_(torch.from_numpy(w.astype(np.float32)))
 
 
@@ -175,20 +187,24 @@ def add_metadata(writer, s):
     writer.add_feed_forward_length(s["n_ff"])
     writer.add_head_count(s["n_head"])
     writer.add_head_count_kv(s["n_head_kv"])
-    writer.add_layer_norm_rms_eps(EPS)
-    writer.add_rope_freq_base(THETA[s["arch"]])
+    if s["arch"] == "opt":
+        writer.add_layer_norm_eps(EPS)
+    else:
+        writer.add_layer_norm_rms_eps(EPS)
+        writer.add_rope_freq_base(THETA[s["arch"]])
     writer.add_vocab_size(len(PIECES))
-    writer.add_key_length(s["head_dim"])
-    writer.add_value_length(s["head_dim"])
+    if s["arch"] != "opt":
+        writer.add_key_length(s["head_dim"])
+        writer.add_value_length(s["head_dim"])
     if "activation" in s:
         writer.add_string("thermocline.activation", s["activation"])
     if s["arch"] == "llama":
         writer.add_rope_dimension_count(s["head_dim"])
-    else:
+    elif s["arch"] == "gemma3":
         writer.add_sliding_window(s["window"])
         if "theta_local" in s:
             writer.add_float32(f"{s['arch']}.rope.freq_base_swa", s["theta_local"])
-    if s["rope"] == "linear":
+    if s.get("rope") == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(FACTOR)
         writer.add_rope_scaling_orig_ctx_len(ORIGINAL_CONTEXT)
@@ -225,8 +241,10 @@ def write(rng, name, s):
         if hf == "lm_head.weight" and s.get("tied", True):
             continue
         ours = gguf_torch.gguf_name(s["arch"], hf)
+        if ours == "position_embd.weight" and s.get("trimmed"):
+            p = p[gguf_torch.OPT_POSITION_OFFSET:]
         add_tensor(writer, rng, s, ours, gguf_torch.to_gguf(model.config, s["arch"], ours, p.numpy()))
-    if s["rope"] == "llama3":
+    if s.get("rope") == "llama3":
         writer.add_tensor("rope_freqs.weight", llama3_factors(s["head_dim"]))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -243,6 +261,8 @@ def check_round_trip(s, model, loaded):
         if not isinstance(s["type"], dict):
             error = float((p - loaded.state_dict()[name]).abs().max() / p.abs().max())
             assert error <= {Q.F32: 1e-6, Q.F16: 1e-3, Q.BF16: 4e-3}.get(s["type"], 0.15), (name, error)
+    if s["arch"] == "opt":
+        return
     ropes = [dict(m.model.rotary_emb.named_buffers()) for m in (model, loaded)]
     for key in ropes[0]:
         if "original" not in key:

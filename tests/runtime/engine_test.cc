@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <thread>
 #include <utility>
@@ -141,6 +142,23 @@ TEST_CASE("engine: a full context is an error with both numbers and changes noth
 TEST_CASE("engine: a context beyond memory is refused with both numbers") {
   const Loaded loaded("llama_plain.gguf");
   CHECK_THROWS_AS(Engine(loaded.file, loaded.model, {.n_ctx = 2'000'000'000, .n_threads = 1}), Error);
+}
+
+TEST_CASE("engine: a context beyond the learned positions is refused, and by itself it stays within") {
+  const Loaded loaded("opt_plain.gguf");
+  CHECK_THROWS_WITH_AS(
+      Engine(loaded.file, loaded.model, {.n_ctx = 513, .n_threads = 1}),
+      "a context of 513 tokens is longer than the 512 positions that the model has learned; choose a shorter one",
+      Error);
+  Engine engine(loaded.file, loaded.model, {.n_threads = 1});
+  CHECK(engine.n_ctx() == 512);
+  const int sequence = engine.NewSequence();
+  Batch batch;
+  for (int i = 0; i < 512; ++i) batch.push_back({i % 60, sequence, i, RowKind::kPrompt, i == 511});
+  engine.Step(batch);  // to the last row of the table
+  CHECK(std::isfinite(engine.Logits(0)[0]));
+  batch = {{1, sequence, 512, RowKind::kGenerated, true}};
+  CHECK_THROWS_AS(engine.Step(batch), Error);
 }
 
 TEST_CASE("engine: cancelled before the step, it keeps its length and goes on") {

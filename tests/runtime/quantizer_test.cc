@@ -50,6 +50,14 @@ TEST_CASE("quantizer: which type each tensor gets") {
   CHECK(FittingType(DType::kQ4_0, 16) == DType::kF16);
 }
 
+TEST_CASE("quantizer: learned positions stay as they are") {
+  const GgufFile file = TinyModel({.arch = "opt", .type = DType::kF16}).Open();
+  const QuantizePlan plan = Plan(file, DType::kQ4_0, true);
+  CHECK(TypeOf(file, plan, "position_embd.weight") == DType::kF16);
+  CHECK(TypeOf(file, plan, "token_embd.weight") == DType::kQ4_0);
+  CHECK(TypeOf(file, plan, "blk.0.ffn_up.weight") == DType::kQ4_0);
+}
+
 TEST_CASE("quantizer: what has no more bits stays, and nothing to do is an error") {
   const GgufFile file = TinyModel({.type = DType::kQ5_1}).Open();
   CHECK(TypeOf(file, Plan(file, DType::kQ4_1), "blk.0.attn_q.weight") == DType::kQ4_1);
