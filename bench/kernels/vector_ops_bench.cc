@@ -62,12 +62,17 @@ void RegisterOps(Isa isa) {
   static const Buffer page(2 * kHeadDim * kPageTokens * 2, "a benchmark");
   RegisterOp(isa, "rms_norm/2048", 3.0 * 4 * kEmbd,
              [](const VectorOps& ops) { ops.rms_norm(x.data(), weight.data(), 1e-5f, kEmbd, false, y.data()); });
+  RegisterOp(isa, "layer_norm/2048", 4.0 * 4 * kEmbd, [](const VectorOps& ops) {
+    ops.layer_norm(x.data(), weight.data(), x.data() + kEmbd, 1e-5f, kEmbd, y.data());
+  });
   for (const RopeKind kind : {RopeKind::kInterleaved, RopeKind::kHalves})
     RegisterOp(isa, kind == RopeKind::kHalves ? "rope_halves/64" : "rope_interleaved/64", 3.0 * 4 * kHeadDim,
                [=](const VectorOps& ops) { ops.rope(y.data(), rotation.data(), kHeadDim, kind); });
   for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh, Activation::kRelu})
     RegisterOp(isa, fmt::format("gated_{}/{}", Name(activation), kFf).c_str(), 3.0 * 4 * kFf,
                [=](const VectorOps& ops) { ops.gated_act(x.data(), weight.data(), kFf, activation, y.data()); });
+  RegisterOp(isa, fmt::format("relu/{}", kFf).c_str(), 2.0 * 4 * kFf,
+             [](const VectorOps& ops) { ops.act(x.data(), kFf, Activation::kRelu, y.data()); });
   RegisterOp(isa, "add/2048", 3.0 * 4 * kEmbd, [](const VectorOps& ops) { ops.add(x.data(), kEmbd, y.data()); });
   for (const LoPlane lo_plane : {LoPlane::kAll, LoPlane::kLarge})
     RegisterOp(isa, lo_plane == LoPlane::kAll ? "quantize_two_planes/2048" : "quantize_large_groups/2048",
