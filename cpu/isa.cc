@@ -4,7 +4,7 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <ranges>
+#include <iterator>
 
 #include "models/check.h"
 #include "models/error.h"
@@ -65,7 +65,8 @@ bool CanRun(Isa isa) {
 
 Isa ChooseIsa() {
   const char* wanted = std::getenv("THERMOCLINE_ISA");
-  for (const Isa isa : std::views::reverse(kIsas)) {
+  for (auto at = std::rbegin(kIsas); at != std::rend(kIsas); ++at) {
+    const Isa isa = *at;
     if (wanted == nullptr || *wanted == '\0') {
       if (CanRun(isa)) return isa;
     } else if (Name(isa) == wanted) {
