@@ -302,7 +302,9 @@ void Synthesizer::FillGate(const SynthTensor& tensor, int64_t neuron, uint8_t* o
   const Pool& pool = PoolOf(tensor, 0);
   size_t topic = 0;
   for (size_t i = 0, range = n_ranges; i < n_shared; ++i, out += unit_bytes) {
-    if (range != std::exchange(range, i * n_ranges / n_shared)) topic = random_.Below(kTopics);
+    const size_t next = i * n_ranges / n_shared;
+    if (next != range) topic = random_.Below(kTopics);
+    range = next;
     const bool own = random_.Uniform() < kOwnUnits;
     std::memcpy(out, own ? pool.Draw(random_) : topics_.data() + (topic * n_shared + i) * unit_bytes, unit_bytes);
   }
