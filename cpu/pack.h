@@ -13,6 +13,10 @@ namespace thermocline {
 void PackPanelReference(const PackedFormat& format, const uint8_t* source, int64_t row_bytes, int n_rows, int64_t k,
                         uint8_t* panel);
 
+// The same with the vectors of `isa`, where it has them.
+void PackPanel(Isa isa, const PackedFormat& format, const uint8_t* source, int64_t row_bytes, int n_rows, int64_t k,
+               uint8_t* panel);
+
 struct PackArgs {
   const uint8_t* source;  // 16 rows, row_bytes apart
   int64_t row_bytes;

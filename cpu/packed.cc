@@ -113,10 +113,20 @@ PackedMatrix::PackedMatrix(DType source, int64_t n, int64_t k, uint8_t* memory)
   if (!format_) stride_bytes_ = (k * Info(source).block_bytes + 63) / 64 * 64;
 }
 
+void PackPanel(Isa isa, const PackedFormat& format, const uint8_t* source, int64_t row_bytes, int n_rows, int64_t k,
+               uint8_t* panel) {
+  const DTypeInfo& info = Info(format.source);
+  const PackFn pack = n_rows == kPanelRows ? PackFnFor(isa, format.source) : nullptr;
+  const int64_t n_blocks = (k + format.block_k() - 1) / format.block_k(), whole = pack ? k / format.block_k() : 0;
+  if (whole > 0) pack({source, row_bytes, whole, panel});
+  if (whole < n_blocks)
+    PackPanelReference(format, source + whole * format.block_k() / info.block * info.block_bytes, row_bytes, n_rows,
+                       k - whole * format.block_k(), panel + whole * format.block_bytes());
+}
+
 void PackedMatrix::PackPanels(const uint8_t* source, int64_t begin, int64_t end, Isa isa) {
   const DTypeInfo& info = Info(type_);
   const int64_t row_bytes = k_ / info.block * info.block_bytes;
-  const PackFn pack = format_ ? PackFnFor(isa, type_) : nullptr;
   for (int64_t p = begin; p < end; ++p) {
     const uint8_t* rows = source + p * kPanelRows * row_bytes;
     const int n_rows = static_cast<int>(std::min<int64_t>(kPanelRows, n_ - p * kPanelRows));
@@ -125,12 +135,7 @@ void PackedMatrix::PackPanels(const uint8_t* source, int64_t begin, int64_t end,
         std::memcpy(data_ + (p * kPanelRows + i) * stride_bytes_, rows + i * row_bytes, row_bytes);
       continue;
     }
-    uint8_t* out = data_ + p * panel_bytes();
-    const int64_t whole = pack && n_rows == kPanelRows ? k_ / format_->block_k() : 0;
-    if (whole > 0) pack({rows, row_bytes, whole, out});
-    if (whole < n_blocks())
-      PackPanelReference(*format_, rows + whole * format_->block_k() / info.block * info.block_bytes, row_bytes, n_rows,
-                         k_ - whole * format_->block_k(), out + whole * format_->block_bytes());
+    PackPanel(isa, *format_, rows, row_bytes, n_rows, k_, data_ + p * panel_bytes());
   }
 }
 

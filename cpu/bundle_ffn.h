@@ -1,0 +1,50 @@
+// Gated FFNs over bundles: which ones a model has, and what a generated row does with the neurons whose gate is on.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cpu/bundle_kernel.h"
+#include "models/model.h"
+
+namespace thermocline {
+
+// How the up and down weights of FFNs stand in memory, and what generated rows read of them.
+enum class FfnMode : uint8_t {
+  kDense,        // panels, all read
+  kExact,        // bundles, of the neurons whose gate is on
+  kBundleDense,  // bundles, all read: what kExact must equal bit for bit
+};
+
+struct GatedFfn {
+  int layer;
+  WeightId gate, up, down;
+};
+// The FFNs that can be sparse without loss: gated by ReLU, up without a bias, widths that bundles hold.
+std::vector<GatedFfn> FindSparseFfns(const Model& model);
+
+// A row that was generated.
+struct BundleRow {
+  const float* gate;  // (n_ff), before the activation
+  const uint8_t* x;   // SpreadBytes(n_embd)
+  float* partial;     // (n_slices, n_outputs), 64-byte aligned: out
+};
+
+// What was read: of `rows` x neurons those that were active, and neurons that any of the rows read.
+struct NeuronCount {
+  int64_t neurons = 0, active = 0;    // summed over rows
+  int64_t stored = 0, read = 0;       // once for all rows
+  int64_t bytes = 0, bytes_read = 0;  // of bundles and down scales, once for all rows
+  void Add(const NeuronCount& other);
+};
+
+// partial[slice] = sum over the slice's neurons in order, relu(gate) * up(x) * down; those whose gate is off are left
+// out if `skip`, to the same bits.
+void RunSlice(const BundleKernel& kernel, const Bundles& bundles, int64_t slice, std::span<const BundleRow> rows,
+              bool skip, NeuronCount& count);
+
+// y[e] = (y[e] or 0) + partial[0][e] + partial[1][e] + ... for e in [begin, end).
+void MergeSlices(const BundleShape& shape, const float* partial, bool accumulate, int64_t begin, int64_t end, float* y);
+
+}  // namespace thermocline
