@@ -12,6 +12,7 @@
 #include "cpu/float_linear.h"
 #include "cpu/linear.h"
 #include "cpu/plan.h"
+#include "cpu/sparse_ffn.h"
 #include "cpu/trace_stages.h"
 #include "cpu/vector_ops.h"
 #include "models/check.h"
@@ -65,6 +66,10 @@ struct CpuExecutor::Impl {
   void RunTask(RowTask task, const Op* op, bool wanted, int64_t row);
   template <typename Then>
   void RunLinear(Team::Member& member, const Stage& stage, const Then& then);
+  template <typename Then>
+  void RunProjections(Team::Member& member, const Op& op, int n_projections, int64_t n_rows, const Then& then);
+  template <typename Then>
+  void RunSparseLinear(Team::Member& member, const Op& op, const Bundles& bundles, const Then& then);
   void ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin, int64_t end,
                      int64_t n_rows);
   void FillRopeTables(int64_t row);
@@ -72,6 +77,7 @@ struct CpuExecutor::Impl {
 
   float* Row(Slot slot, int64_t row) const { return slots[Index(slot)].as<float>() + row * Stride(slot); }
   int64_t Stride(Slot slot) const { return strides[Index(slot)]; }
+  SlotRows Rows(Slot slot) const { return {Row(slot, 0), Stride(slot)}; }
   int Width(Slot slot) const { return program.width[Index(slot)]; }
   static size_t Index(Slot slot) { return static_cast<size_t>(slot); }
   const PackedMatrix& Matrix(WeightId id) const { return weights.matrix(id); }
@@ -86,6 +92,7 @@ struct CpuExecutor::Impl {
   KvLayout layout;
   Weights weights;
   std::map<DType, LinearKernel> kernels;
+  SparseFfn sparse_ffn;
   FloatLinear float_linear;
   std::vector<Stage> stages;
   InputTap tap;
@@ -113,6 +120,7 @@ CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Is
       ops(VectorOpsFor(isa)),
       layout(config),
       weights(file, model, team, isa, load),
+      sparse_ffn(weights, model, isa, load.ffn, max_rows, team.size()),
       float_linear(ops, team.size()),
       attention(ops, config, layout, max_rows, team.size()),
       max_rows(max_rows),
@@ -136,6 +144,7 @@ void CpuExecutor::Impl::MakeKernels() {
 
 void CpuExecutor::Impl::SetStages() {
   const auto needs_quantize = [this](const Op& op) {
+    if (sparse_ffn.Find(op)) return true;
     for (int i = 0; i < op.n_projections; ++i)
       if (Matrix(op.projections[i].weight).format()) return true;
     return false;
@@ -151,7 +160,7 @@ void CpuExecutor::Impl::AllocateSlots(int max_rows) {
   }
   int64_t k = 1;
   for (const Op& op : program.ops)
-    if (op.kind == OpKind::kLinear) k = std::max<int64_t>(k, Matrix(op.projections[0].weight).k());
+    if (op.kind == OpKind::kLinear) k = std::max<int64_t>(k, Width(op.in));
   quantized = Buffer(max_rows * ActivationRowBytes(k), "one step");
 }
 
@@ -261,15 +270,20 @@ void CpuExecutor::Impl::RunTask(RowTask task, const Op* op, bool wanted, int64_t
     }
     case RowTask::kStoreKv: StoreKv(*op, row); break;
     case RowTask::kGatedAct:
+      if (sparse_ffn.Find(*op) && !step->prompt[row]) break;  // a part of the product with down
       ops.gated_act(Row(op->in, row), Row(Slot::kUp, row), Width(op->in), op->activation, Row(op->out, row));
       break;
     case RowTask::kAct: ops.act(Row(op->in, row), Width(op->in), op->activation, Row(op->out, row)); break;
     case RowTask::kQuantize: {
-      const int64_t k = Matrix(op->projections[0].weight).k();
+      const int64_t k = Width(op->in);
+      const Bundles* bundles = sparse_ffn.Find(*op);
+      const bool generated = bundles && !step->prompt[row];
+      if (generated && op->in == Slot::kGate) break;
       // The inputs of gate, up and attention output bear 8 bits best (HACKING.md "Numerics").
       const bool bears = op->projections[0].out == Slot::kGate || op->in == Slot::kAttention;
       const bool prompt = bears && !wanted && step->prompt[row];
       ops.quantize(Row(op->in, row), k, prompt ? LoPlane::kLarge : LoPlane::kAll, Quantized(row, k));
+      if (generated) sparse_ffn.KeepInput(*bundles, row, Quantized(row, k));
       break;
     }
     case RowTask::kTap: tap(*op, row, {Row(op->in, row), static_cast<size_t>(Width(op->in))}); break;
@@ -305,9 +319,31 @@ void CpuExecutor::Impl::StoreKv(const Op& op, int64_t row) {
 template <typename Then>
 void CpuExecutor::Impl::RunLinear(Team::Member& member, const Stage& stage, const Then& then) {
   const Op& op = *stage.op;
-  const int64_t n_rows = Rows(stage);
+  if (const Bundles* bundles = sparse_ffn.Find(op))
+    RunSparseLinear(member, op, *bundles, then);
+  else
+    RunProjections(member, op, op.n_projections, Rows(stage), then);
+}
+
+template <typename Then>
+void CpuExecutor::Impl::RunSparseLinear(Team::Member& member, const Op& op, const Bundles& bundles, const Then& then) {
+  const int64_t n_rows = std::ssize(step->tokens);
+  if (op.in == Slot::kGate) {
+    const uint8_t* x = Quantized(0, bundles.shape().n_ff);
+    sparse_ffn.RunDown(member, bundles, x, Rows(Slot::kGate), op.accumulate, Rows(op.projections[0].out), then);
+  } else if (sparse_ffn.has_prompt_rows()) {
+    RunProjections(member, op, 1, n_rows, [] {});
+    sparse_ffn.RunUp(member, bundles, Quantized(0, bundles.shape().n_embd), Rows(Slot::kUp), then);
+  } else {
+    RunProjections(member, op, 1, n_rows, then);
+  }
+}
+
+template <typename Then>
+void CpuExecutor::Impl::RunProjections(Team::Member& member, const Op& op, int n_projections, int64_t n_rows,
+                                       const Then& then) {
   int64_t n_panels = 0, bytes = 0;
-  for (int i = 0; i < op.n_projections; ++i) {
+  for (int i = 0; i < n_projections; ++i) {
     n_panels += Matrix(op.projections[i].weight).n_panels();
     bytes += Matrix(op.projections[i].weight).bytes();
   }
@@ -318,7 +354,7 @@ void CpuExecutor::Impl::RunLinear(Team::Member& member, const Stage& stage, cons
   member.For(
       n_panels, grain,
       [&](int64_t begin, int64_t end) {
-        for (int i = 0; i < op.n_projections && begin < end; ++i) {
+        for (int i = 0; i < n_projections && begin < end; ++i) {
           const int64_t here = Matrix(op.projections[i].weight).n_panels();
           if (begin < here) ProjectPanels(op, op.projections[i], member.index(), begin, std::min(end, here), n_rows);
           begin = std::max<int64_t>(0, begin - here);
@@ -366,6 +402,7 @@ bool CpuExecutor::Run(const StepView& step, const std::atomic<bool>& cancel) {
     std::fill_n(impl.span_of_row.begin() + step.spans[i].first_row, step.spans[i].n_rows, static_cast<int32_t>(i));
   if (impl.trace) impl.trace->BeginStep(step);
   impl.attention.Prepare(step);
+  impl.sparse_ffn.BeginStep(step.prompt);
   impl.RunSerialFrom(0, 0);
   impl.team.Run([&](Team::Member& member) { impl.RunMember(member); }, step.max_members);
   if (impl.trace) impl.trace->EndStep();
@@ -379,18 +416,21 @@ std::span<const float> CpuExecutor::Logits(int i) const {
 }
 
 void CpuExecutor::SetInputTap(InputTap tap) {
-  CHECK(!impl_->trace);  // it has counted the stages
+  CHECK(!impl_->trace);                        // it has counted the stages
+  CHECK(impl_->sparse_ffn.Kernels().empty());  // generated rows have no input of down
   impl_->tap = std::move(tap);
   impl_->SetStages();
 }
 
 int64_t CpuExecutor::WeightBytes(const Model& model) { return Weights::BytesFor(model); }
+NeuronCount CpuExecutor::TakeNeuronCount() { return impl_->sparse_ffn.TakeCount(); }
 int64_t CpuExecutor::weight_bytes() const { return impl_->weights.bytes(); }
 
 std::vector<std::pair<std::string, std::string>> CpuExecutor::Kernels() const {
   std::vector<std::pair<std::string, std::string>> kernels;
   for (const auto& [type, kernel] : impl_->kernels)
     kernels.emplace_back(fmt::format("linear {}", Info(type).name), kernel.name());
+  for (const auto& entry : impl_->sparse_ffn.Kernels()) kernels.push_back(entry);
   for (const PackedMatrix& matrix : impl_->weights.matrices())
     if (matrix.bytes() && !matrix.format()) {
       kernels.emplace_back("linear float", impl_->float_linear.name());

@@ -73,6 +73,7 @@ class CpuExecutor {
 
   void SetInputTap(InputTap tap);  // between runs, without a tracer; empty: none, which costs nothing
 
+  NeuronCount TakeNeuronCount();  // what generated rows read of bundles since the last call
   int64_t weight_bytes() const;
   std::vector<std::pair<std::string, std::string>> Kernels() const;  // op, kernel it takes
 

@@ -16,18 +16,34 @@ constexpr int64_t kTaskBytes = 1 << 20;
 // A file that is not in the page cache is read ahead by so many tasks.
 constexpr size_t kTasksAhead = 32;
 
-// A run of panels, and the rows they are packed from.
+// A run of panels, and the rows they are packed from; or one slice of an FFN's bundles, and its rows of up.
 struct Task {
-  PackedMatrix* matrix;
+  PackedMatrix* matrix;   // null: a slice
   const uint8_t* source;  // row 0
-  int64_t begin, end;     // panels
+  int64_t begin, end;     // panels; the slice
   const uint8_t* read;    // the rows of [begin, end)
   uint64_t read_bytes;
   int64_t bytes;  // packed
+  Bundles* bundles = nullptr;
+  const GatedFfn* ffn = nullptr;
 };
 
-std::vector<Task> MakeTasks(const Model& model, std::vector<PackedMatrix>& matrices) {
+FileMatrix AsFileMatrix(const Weight& weight) { return {weight.tensor->type, weight.tensor->data, weight.k}; }
+
+std::vector<Task> MakeTasks(const Model& model, std::vector<PackedMatrix>& matrices, std::span<const GatedFfn> ffns,
+                            std::vector<Bundles>& bundles) {
   std::vector<Task> tasks;
+  for (const GatedFfn& ffn : ffns) {
+    const BundleShape& shape = bundles[ffn.layer].shape();
+    const Tensor& up = *model.weights[ffn.up].tensor;
+    const int64_t row_bytes = static_cast<int64_t>(up.bytes) / shape.n_ff;
+    for (int64_t slice = 0; slice < shape.n_slices(); ++slice) {
+      const int64_t first = slice * kSliceNeurons, n = std::min<int64_t>(kSliceNeurons, shape.n_ff - first);
+      tasks.push_back({nullptr, nullptr, slice, slice + 1, up.data + first * row_bytes,
+                       static_cast<uint64_t>(n * row_bytes), n / kBundleNeurons * shape.group_bytes(),
+                       &bundles[ffn.layer], &ffn});
+    }
+  }
   for (size_t id = 0; id < matrices.size(); ++id) {
     PackedMatrix& matrix = matrices[id];
     if (matrix.bytes() == 0) continue;
@@ -47,8 +63,8 @@ std::vector<Task> MakeTasks(const Model& model, std::vector<PackedMatrix>& matri
   return tasks;
 }
 
-PackedIdentity Identity(const GgufFile& file, const Model& model) {
-  std::vector<uint64_t> words = {kPackedLayoutVersion, file.Fingerprint()};
+PackedIdentity Identity(const GgufFile& file, const Model& model, std::span<const GatedFfn> ffns) {
+  std::vector<uint64_t> words = {kPackedLayoutVersion, file.Fingerprint(), kBundleLayoutVersion, ffns.size()};
   for (const Weight& weight : model.weights) {
     if (!weight.matrix) continue;
     words.push_back(static_cast<uint64_t>(weight.tensor->type));
@@ -63,17 +79,18 @@ PackedIdentity Identity(const GgufFile& file, const Model& model) {
 }  // namespace
 
 Weights::Weights(const GgufFile& file, const Model& model, Team& team, Isa isa, const LoadOptions& options)
-    : matrices_(model.weights.size()), vectors_(model.weights.size()) {
-  int64_t bytes = 0;
+    : matrices_(model.weights.size()),
+      vectors_(model.weights.size()),
+      in_bundles_(model.weights.size()),
+      bundles_(model.config.n_layer) {
   for (size_t id = 0; id < model.weights.size(); ++id) {
     const Weight& weight = model.weights[id];
-    if (weight.matrix) {
-      bytes += PackedMatrix::BytesFor(weight.tensor->type, weight.n, weight.k);
-    } else {
-      vectors_[id].resize(weight.n);
-      Dequantize(weight.tensor->type, weight.tensor->data, weight.n, vectors_[id].data());
-    }
+    if (weight.matrix) continue;
+    vectors_[id].resize(weight.n);
+    Dequantize(weight.tensor->type, weight.tensor->data, weight.n, vectors_[id].data());
   }
+  if (options.ffn != FfnMode::kDense) ChooseBundles(model);
+  const int64_t bytes = MatrixBytes(model);
   if (!Map(file, model, team, bytes, options)) {
     memory_ = Buffer(bytes, "the weights");
     Place(model, memory_.data());
@@ -85,11 +102,36 @@ Weights::Weights(const GgufFile& file, const Model& model, Team& team, Isa isa, 
 
 Weights::~Weights() = default;
 
-// Where each matrix stands.
-void Weights::Place(const Model& model, uint8_t* at) {
+void Weights::ChooseBundles(const Model& model) {
+  bundled_ = FindSparseFfns(model);
+  for (const GatedFfn& ffn : bundled_) {
+    const Weight &up = model.weights[ffn.up], &down = model.weights[ffn.down];
+    const BundleShape shape{BundleShape::UpType(up.tensor->type), BundleShape::DownType(down.tensor->type), up.k, up.n};
+    bundles_[ffn.layer] = Bundles(shape, nullptr);
+    in_bundles_[ffn.up] = in_bundles_[ffn.down] = true;
+  }
+}
+
+int64_t Weights::MatrixBytes(const Model& model) const {
+  int64_t bytes = 0;
+  for (const GatedFfn& ffn : bundled_) bytes += bundles_[ffn.layer].shape().bytes();
   for (size_t id = 0; id < model.weights.size(); ++id) {
     const Weight& weight = model.weights[id];
-    if (!weight.matrix) continue;
+    if (weight.matrix && !in_bundles_[id]) bytes += PackedMatrix::BytesFor(weight.tensor->type, weight.n, weight.k);
+  }
+  return bytes;
+}
+
+// Where each matrix stands.
+void Weights::Place(const Model& model, uint8_t* at) {
+  for (const GatedFfn& ffn : bundled_) {
+    const BundleShape shape = bundles_[ffn.layer].shape();
+    bundles_[ffn.layer] = Bundles(shape, at);
+    at += shape.bytes();
+  }
+  for (size_t id = 0; id < model.weights.size(); ++id) {
+    const Weight& weight = model.weights[id];
+    if (!weight.matrix || in_bundles_[id]) continue;
     matrices_[id] = PackedMatrix(weight.tensor->type, weight.n, weight.k, at);
     at += matrices_[id].bytes();
   }
@@ -101,7 +143,7 @@ bool Weights::Map(const GgufFile& file, const Model& model, Team& team, int64_t 
   const auto progress = [&](int64_t done) {
     if (options.on_load) options.on_load(done, bytes);
   };
-  mapped_ = PackedFile::Open(options.packed_file, Identity(file, model), bytes, team, progress, reason);
+  mapped_ = PackedFile::Open(options.packed_file, Identity(file, model, bundled_), bytes, team, progress, reason);
   if (!reason.empty() && options.on_warning)
     options.on_warning(fmt::format("{}: not used, and made anew: {}", options.packed_file.string(), reason));
   if (!mapped_) return false;
@@ -115,7 +157,7 @@ void Weights::Keep(const GgufFile& file, const Model& model, Team& team, const L
     if (options.on_load) options.on_load(memory_.bytes() + done, 2 * memory_.bytes());
   };
   try {
-    PackedFile::Write(options.packed_file, Identity(file, model),
+    PackedFile::Write(options.packed_file, Identity(file, model, bundled_),
                       {memory_.data(), static_cast<size_t>(memory_.bytes())}, team, progress);
   } catch (const Error& error) {
     if (options.on_warning) options.on_warning(fmt::format("the packed weights cannot be kept: {}", error.what()));
@@ -129,7 +171,7 @@ void Weights::CheckIntact() const {
 }
 
 void Weights::Pack(const GgufFile& file, const Model& model, Team& team, Isa isa, const LoadOptions& options) {
-  const std::vector<Task> tasks = MakeTasks(model, matrices_);
+  const std::vector<Task> tasks = MakeTasks(model, matrices_, bundled_, bundles_);
   const int64_t total = memory_.bytes() * (options.packed_file.empty() ? 1 : 2);  // Keep is the second half
   std::atomic<int64_t> done = 0;
   team.Run([&](Team::Member& member) {
@@ -139,7 +181,11 @@ void Weights::Pack(const GgufFile& file, const Model& model, Team& team, Isa isa
         const Task& ahead = tasks[i + kTasksAhead];
         file.WillRead(ahead.read, ahead.read_bytes);
       }
-      task.matrix->PackPanels(task.source, task.begin, task.end, isa);
+      if (task.matrix)
+        task.matrix->PackPanels(task.source, task.begin, task.end, isa);
+      else
+        task.bundles->PackSlice(AsFileMatrix(model.weights[task.ffn->up]), AsFileMatrix(model.weights[task.ffn->down]),
+                                task.begin, isa);
       file.DoneWith(task.read, task.read_bytes);
       const int64_t now = done.fetch_add(task.bytes, std::memory_order_relaxed) + task.bytes;
       if (member.index() == 0 && options.on_load) options.on_load(now, total);
@@ -150,6 +196,7 @@ void Weights::Pack(const GgufFile& file, const Model& model, Team& team, Isa isa
 int64_t Weights::bytes() const {
   int64_t bytes = 0;
   for (const PackedMatrix& matrix : matrices_) bytes += matrix.bytes();
+  for (const GatedFfn& ffn : bundled_) bytes += bundles_[ffn.layer].shape().bytes();
   for (const std::vector<float>& vector : vectors_) bytes += static_cast<int64_t>(vector.size()) * 4;
   return bytes;
 }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/bundle_ffn.h"
 #include "cpu/packed.h"
 #include "cpu/team.h"
 #include "models/gguf.h"
@@ -24,6 +25,8 @@ struct LoadOptions {
   std::filesystem::path packed_file{};
   // Called with what went wrong with that file, which is never an error; may be empty.
   std::function<void(const std::string& warning)> on_warning{};
+  // But for kDense, the up and down weights of FindSparseFfns stand in bundles.
+  FfnMode ffn = FfnMode::kDense;
 };
 
 class Weights {
@@ -33,9 +36,11 @@ class Weights {
   ~Weights();
   Weights(const Weights&) = delete;
 
-  const PackedMatrix& matrix(WeightId id) const { return matrices_[id]; }  // empty where the weight is a vector
-  const float* vector(WeightId id) const { return vectors_[id].data(); }   // null where it is a matrix
+  // Empty where the weight is a vector or stands in bundles.
+  const PackedMatrix& matrix(WeightId id) const { return matrices_[id]; }
+  const float* vector(WeightId id) const { return vectors_[id].data(); }  // null where it is a matrix
   const std::vector<PackedMatrix>& matrices() const { return matrices_; }
+  const Bundles& bundles(int layer) const { return bundles_[layer]; }  // empty where a layer has none
   int64_t bytes() const;
   // Throws Error if the packed file was cut short under the map: its weights may have read as zeros since.
   void CheckIntact() const;
@@ -43,6 +48,8 @@ class Weights {
   static int64_t BytesFor(const Model& model);
 
  private:
+  void ChooseBundles(const Model& model);
+  int64_t MatrixBytes(const Model& model) const;
   void Place(const Model& model, uint8_t* at);
   bool Map(const GgufFile& file, const Model& model, Team& team, int64_t bytes, const LoadOptions& options);
   void Keep(const GgufFile& file, const Model& model, Team& team, const LoadOptions& options);
@@ -52,6 +59,9 @@ class Weights {
   std::unique_ptr<PackedFile> mapped_;  // where they are
   std::vector<PackedMatrix> matrices_;
   std::vector<std::vector<float>> vectors_;
+  std::vector<GatedFfn> bundled_;
+  std::vector<bool> in_bundles_;  // by WeightId
+  std::vector<Bundles> bundles_;  // by layer
 };
 
 }  // namespace thermocline

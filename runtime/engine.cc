@@ -159,6 +159,7 @@ std::span<const float> Engine::Logits(int i) const {
 
 void Engine::Cancel() { impl_->cancel = true; }
 void Engine::SetInputTap(InputTap tap) { impl_->executor.SetInputTap(std::move(tap)); }
+NeuronCount Engine::TakeNeuronCount() { return impl_->executor.TakeNeuronCount(); }
 int64_t Engine::weight_bytes() const { return impl_->executor.weight_bytes(); }
 int64_t Engine::kv_bytes_in_use() const { return impl_->kv.bytes_in_use(); }
 std::vector<std::pair<std::string, std::string>> Engine::Kernels() const { return impl_->executor.Kernels(); }

@@ -80,6 +80,8 @@ class Engine {
   // Shows `tap` the input of every product from now on (cpu/executor.h); empty: no longer. Without a tracer only.
   void SetInputTap(InputTap tap);
 
+  // What generated rows read of FFNs that are not dense (LoadOptions::ffn) since the last call.
+  NeuronCount TakeNeuronCount();
   int64_t weight_bytes() const;  // packed
   int64_t kv_bytes_in_use() const;
   // Which kernel each kind of op takes, e.g. {"linear Q4_1", "avx512_vnni"}; what hot ops silently running the

@@ -16,17 +16,17 @@ namespace {
 // What the predicted times of a trace come from is measured in memory that no cache holds.
 constexpr int64_t kBandwidthBytes = int64_t{256} << 20;
 
-// One file for each path of a model, so that a model that changes replaces its own.
-std::filesystem::path PackedPath(const std::string& model) {
+// One file for each path of a model and form of its FFNs, so that a model that changes replaces its own.
+std::filesystem::path PackedPath(const std::string& model, FfnMode ffn) {
   constexpr size_t kStemBytes = 100;  // a file name has at most 255
   std::error_code error;
   const std::filesystem::path canonical = std::filesystem::canonical(model, error);
   const std::string path = error ? model : canonical.string();
   Hash hash;
   hash.Add({reinterpret_cast<const uint8_t*>(path.data()), path.size()});
-  return PackedCacheDir() / fmt::format("{}-{:016x}.packed",
-                                        std::filesystem::path(path).stem().string().substr(0, kStemBytes),
-                                        hash.value());
+  return PackedCacheDir() / fmt::format("{}-{:016x}{}.packed",
+                                        std::filesystem::path(path).stem().string().substr(0, kStemBytes), hash.value(),
+                                        ffn == FfnMode::kDense ? "" : "-bundles");
 }
 
 }  // namespace
@@ -34,7 +34,7 @@ std::filesystem::path PackedPath(const std::string& model) {
 std::filesystem::path PackedCacheDir() { return CacheDir() / "packed"; }
 
 std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, int n_ctx, int n_threads, Tracer* tracer,
-                                   bool cache_packed, int max_sequences, int n_threads_batch) {
+                                   bool cache_packed, int max_sequences, FfnMode ffn, int n_threads_batch) {
   if (tracer) tracer->set_bandwidth(MeasureReadBandwidth(Team(n_threads).size(), kBandwidthBytes));
   if (IsSynthetic(file)) Note("{}: what it says means nothing", TerminalSafe(file.GetString("general.name")));
   Progress progress("loading", "");
@@ -44,10 +44,11 @@ std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, int
   options.n_threads_batch = n_threads_batch;
   options.tracer = tracer;
   options.max_sequences = max_sequences;
+  options.load.ffn = ffn;
   options.load.on_load = [&](int64_t done, int64_t total) { progress.Update(done, total); };
   options.load.on_warning = [](const std::string& warning) { Note("warning: {}", TerminalSafe(warning)); };
   try {
-    if (cache_packed) options.load.packed_file = PackedPath(file.path());
+    if (cache_packed) options.load.packed_file = PackedPath(file.path(), ffn);
   } catch (const Error& error) {
     options.load.on_warning(fmt::format("the packed weights cannot be kept: {}", error.what()));
   }

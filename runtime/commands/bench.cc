@@ -23,6 +23,7 @@
 #include "runtime/commands/commands.h"
 #include "runtime/load.h"
 #include "runtime/output_file.h"
+#include "runtime/sparsity.h"
 #include "runtime/text_io.h"
 #include "runtime/trace_file.h"
 
@@ -169,6 +170,7 @@ struct BenchOptions {
   int repetitions = 5;
   bool roofline = false, contended = false, cache_packed = false;
   std::optional<std::string> output, svg;
+  SparsityFlag sparsity;
 };
 
 void AddFlags(CommandLine& line, BenchOptions& options) {
@@ -178,6 +180,7 @@ void AddFlags(CommandLine& line, BenchOptions& options) {
   line.AddTextList("--pg", "PP,TG", &options.pairs, "Also -pg: prefill and then decode, as one test; may be repeated");
   line.AddIntList("-d,--n-depth", &options.depths, 0, kMaxContext, "Tokens that the context holds before (0)");
   line.AddFlag("--cache-packed", &options.cache_packed, kCachePackedHelp);
+  options.sparsity.AddFlag(line);
   line.AddIntList("-t,--threads", &options.threads, 1, kMaxThreads, "Threads (one per physical core)");
   line.AddInt("-r,--repetitions", &options.repetitions, 1, kMaxRepetitions, "Measurements per test (5)");
   line.AddIntList("--npl", &options.parallel, 1, kMaxBatchRows,
@@ -236,6 +239,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   MoveSvg(args);
   if (!line.Parse(std::move(args))) return kGood;
   const std::vector<BenchTest> tests = ListTests(options);
+  options.sparsity.Check();
   options.roofline |= options.svg.has_value();
   BenchAbout about;
   const auto format = MakeBenchFormat(options.output.value_or("md"), about, options.roofline);
@@ -245,6 +249,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
 
   const GgufFile file = GgufFile::Open(line.ModelPath());
   const Model model = Model::FromGguf(file);
+  const FfnMode ffn = options.sparsity.Choose(model);
   const auto tokenizer = Tokenizer::FromGguf(file);
   about = DescribeBench(file);
   int n_ctx = 0, n_sequences = 0;
@@ -259,7 +264,8 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   for (const int n_threads : options.threads) {
     std::optional<Roofs> roofs;
     if (options.roofline) roofs = MeasureRoofs(Team(n_threads).size(), about.float_weights);
-    const auto engine = LoadEngine(file, model, n_ctx, n_threads, trace.tracer(), options.cache_packed, n_sequences);
+    const auto engine =
+        LoadEngine(file, model, n_ctx, n_threads, trace.tracer(), options.cache_packed, n_sequences, ffn);
     const auto measure = [&](const BenchTest& test, std::optional<int> busy_cpu) {
       results.push_back(RunTest(*engine, *tokenizer, model, test, options.repetitions, busy_cpu));
       results.back().roofs = roofs;
@@ -270,6 +276,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
       if (test.n_prompt > 0) continue;
       for (const int cpu : busy_cpus) measure(test, cpu);
     }
+    if (const std::string said = DescribeNeurons(engine->TakeNeuronCount()); !said.empty()) Note("{}", said);
   }
   WriteOut(format->End());
   trace.Write();

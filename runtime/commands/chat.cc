@@ -21,6 +21,7 @@
 #include "runtime/progress.h"
 #include "runtime/pull.h"
 #include "runtime/session.h"
+#include "runtime/sparsity.h"
 #include "runtime/text_io.h"
 #include "runtime/trace_file.h"
 
@@ -34,6 +35,7 @@ struct ChatOptions {
   int64_t seed = -1;
   GenerateOptions generate;
   bool raw = false, cache_packed = false;
+  SparsityFlag sparsity;
 };
 
 void AddFlags(CommandLine& line, ChatOptions& options) {
@@ -54,6 +56,7 @@ void AddFlags(CommandLine& line, ChatOptions& options) {
   line.AddInt("--tb,--threads-batch", &options.n_threads_batch, 1, kMaxThreads,
               "Threads while reading a prompt; also -tb (as many as -t)");
   line.AddFlag("--cache-packed", &options.cache_packed, kCachePackedHelp);
+  options.sparsity.AddFlag(line);
   line.AddInt("-s,--seed", &options.seed, -1, UINT32_MAX, "Seed of the choice of words (-1: another one each time)");
   line.AddDouble("--temp,--temperature", &options.sampler.temperature, 0, 100,
                  "Temperature; 0: always the likeliest (0.8)");
@@ -68,6 +71,7 @@ void AddFlags(CommandLine& line, ChatOptions& options) {
 }
 
 void CheckOptions(const ChatOptions& options) {
+  options.sparsity.Check();
   for (const std::string& stop : options.generate.stops) {
     if (stop.empty()) throw UsageError("--stop: an empty text would end every answer");
   }
@@ -133,11 +137,12 @@ std::string Rate(int tokens, double seconds) {
   return seconds > 0 ? fmt::format("{:.1f} tok/s", tokens / seconds) : "- tok/s";
 }
 
-void PrintStatistics(const Session& session, const Answer& answer, bool seeded) {
+void PrintStatistics(const Session& session, const Answer& answer, const NeuronCount& neurons, bool seeded) {
   std::string line = fmt::format("[prompt {} tokens, {} | answer {} tokens", answer.n_prompt,
                                  Rate(answer.n_prompt, answer.prompt_s), answer.tokens.size());
   if (answer.n_steps > 0) line += ", " + Rate(answer.n_steps, answer.steps_s);
   line += fmt::format(" | context {} of {}", session.n_held(), session.n_ctx());
+  if (neurons.neurons > 0) line += " | " + DescribeNeurons(neurons);
   if (seeded) line += fmt::format(" | seed {}", session.seed());
   Note("{}", Dim(line + "]"));
 }
@@ -165,7 +170,7 @@ class Chat {
     if (!options_.raw) template_ = ChatTemplate::Load(file, *tokenizer_, options_.which_template.value_or(""));
     name_ = std::filesystem::path(file.path()).stem().string();
     engine_ = LoadEngine(file, model, options_.n_ctx, options_.n_threads, tracer, options_.cache_packed, 1,
-                         options_.n_threads_batch);
+                         options_.sparsity.Choose(model), options_.n_threads_batch);
     if (engine_->n_ctx() > model.config.n_ctx_train) {
       Note("note: the model was trained for a context of {} tokens, not {}", model.config.n_ctx_train,
            engine_->n_ctx());
@@ -219,7 +224,7 @@ Answer Chat::Run(const std::string& prompt) {
     return answer;
   }
   WriteOut("\n");
-  PrintStatistics(*session_, answer, options_.sampler.temperature > 0);
+  PrintStatistics(*session_, answer, engine_->TakeNeuronCount(), options_.sampler.temperature > 0);
   return answer;
 }
 

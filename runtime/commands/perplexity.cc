@@ -8,6 +8,7 @@
 #include "models/tokenizer.h"
 #include "runtime/commands/commands.h"
 #include "runtime/load.h"
+#include "runtime/sparsity.h"
 #include "runtime/text_io.h"
 #include "runtime/trace_file.h"
 
@@ -25,12 +26,15 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   line.AddInt("-t,--threads", &n_threads, 1, kMaxThreads, "Threads (one per physical core)");
   bool cache_packed = false;
   TraceFile trace;
+  SparsityFlag sparsity;
   line.AddFlag("--cache-packed", &cache_packed, kCachePackedHelp);
+  sparsity.AddFlag(line);
   trace.AddFlag(line);
   line.AddFlag("--decode", &decode, "Score tokens as they are generated, one a step, not as a prompt");
   line.AddFlag("--json", &json, "Print the result as JSON, with the running value after each chunk");
   if (!line.Parse(std::move(args))) return kGood;
   if (!path) throw UsageError("--text is missing");
+  sparsity.Check();
   if (chunks == 0) throw UsageError("--chunks: 0 is out of range; it goes from 1, or is -1 for all");
 
   trace.Open();
@@ -39,7 +43,8 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   const auto tokenizer = Tokenizer::FromGguf(file);
   const std::string text = ValidText(*path == "-" ? ReadInput() : ReadText(*path), *path);
   const auto tokens = tokenizer->Encode(text, {.add_bos_eos = true, .parse_special = false});
-  const auto engine = LoadEngine(file, model, n_ctx, n_threads, trace.tracer(), cache_packed);
+  const auto engine =
+      LoadEngine(file, model, n_ctx, n_threads, trace.tracer(), cache_packed, 1, sparsity.Choose(model));
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);
 
   PerplexityOptions options{.n_ctx = n_ctx, .max_chunks = chunks};
@@ -49,6 +54,7 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
         Note("[{}/{}] {:.4f}", now.running.size(), n_chunks, now.running.back());
       });
   trace.Write();
+  if (const std::string said = DescribeNeurons(engine->TakeNeuronCount()); !said.empty()) Note("{}", said);
   if (json) {
     const nlohmann::ordered_json out = {
         {"perplexity", result.running.back()}, {"chunks", result.running}, {"tokens", result.tokens}};

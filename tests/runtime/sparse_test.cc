@@ -1,0 +1,156 @@
+// FFNs over bundles in whole models: what is skipped changes no bit, and neither do neighbours and threads.
+#include <doctest/doctest.h>
+
+#include "cpu/isa.h"
+#include "models/error.h"
+#include "runtime/engine.h"
+#include "runtime/sparsity.h"
+#include "tests/models/tiny_model.h"
+#include "tests/runtime/tiny_model.h"
+
+namespace thermocline {
+namespace {
+
+using Logits = std::vector<std::vector<float>>;
+
+struct Loaded {
+  GgufFile file;
+  Model model;
+  explicit Loaded(const TinyOptions& options) : file(TinyModel(options).Open()), model(Model::FromGguf(file)) {}
+
+  std::unique_ptr<Engine> Start(FfnMode ffn, int n_threads, int max_sequences = 1) const {
+    EngineOptions options{.n_ctx = 64, .n_threads = n_threads, .max_sequences = max_sequences};
+    options.load.ffn = ffn;
+    return std::make_unique<Engine>(file, model, options);
+  }
+};
+
+// n_ff: three slices, the last of half a group pair.
+TinyOptions Relu(DType type) { return {.type = type, .n_embd = 160, .n_ff = 544, .activation = "relu"}; }
+
+std::vector<TokenId> SomeTokens(int n, int seed) {
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < n; ++i) tokens.push_back((i * 37 + seed * 11 + 5) % 280);
+  return tokens;
+}
+
+constexpr DType kTypes[] = {DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ8_0, DType::kF16};
+
+}  // namespace
+
+TEST_CASE("sparse: generated rows skip silent neurons without a bit of difference") {
+  for (const DType type : kTypes) {
+    CAPTURE(Info(type).name);
+    const Loaded loaded(Relu(type));
+    const std::vector<TokenId> tokens = SomeTokens(40, 0);
+    Logits first;
+    for (const FfnMode mode : {FfnMode::kBundleDense, FfnMode::kExact})
+      for (const int n_threads : {1, 2}) {
+        const auto engine = loaded.Start(mode, n_threads);
+        const Logits logits = test::Feed(*engine, engine->NewSequence(), tokens, 1, RowKind::kGenerated);
+        const NeuronCount count = engine->TakeNeuronCount();
+        CHECK(count.neurons == 2 * 544 * 40);
+        CHECK(count.active > count.neurons / 4);
+        CHECK(count.active < count.neurons * 3 / 4);
+        CHECK(count.read == (mode == FfnMode::kExact ? count.active : count.neurons));
+        if (first.empty()) first = logits;
+        CHECK(logits == first);
+      }
+  }
+}
+
+TEST_CASE("sparse: a generated row's neighbours change nothing, prompt rows among them") {
+  for (const DType type : {DType::kQ4_0, DType::kQ8_0}) {
+    const Loaded loaded(Relu(type));
+    const auto alone = loaded.Start(FfnMode::kExact, 1);
+    std::vector<Logits> expected;
+    for (int i = 0; i < 9; ++i) {
+      const int sequence = alone->NewSequence();
+      expected.push_back(test::Feed(*alone, sequence, SomeTokens(12, i), 1, RowKind::kGenerated));
+      alone->FreeSequence(sequence);
+    }
+    const int last = alone->NewSequence();
+    const Logits prompt = test::Feed(*alone, last, SomeTokens(24, 9), 24);
+    for (const int n_threads : {1, 2}) {
+      const auto together = loaded.Start(FfnMode::kExact, n_threads, 10);
+      int sequences[10];
+      for (int& sequence : sequences) sequence = together->NewSequence();
+      for (int step = 0; step < 12; ++step) {
+        Batch batch;
+        for (int i = 0; i < 9; ++i) {
+          batch.push_back({SomeTokens(12, i)[step], sequences[i], step, RowKind::kGenerated, true});
+          if (i != 4) continue;
+          for (int j = 2 * step; j < 2 * step + 2; ++j)
+            batch.push_back({SomeTokens(24, 9)[j], sequences[9], j, RowKind::kPrompt, true});
+        }
+        together->Step(batch);
+        int at = 0;
+        for (int i = 0; i < 9; ++i) {
+          const auto row = together->Logits(at++);
+          CHECK(std::vector<float>(row.begin(), row.end()) == expected[i][step]);
+          for (int j = 2 * step; i == 4 && j < 2 * step + 2; ++j) {
+            const auto prompt_row = together->Logits(at++);
+            CHECK(std::vector<float>(prompt_row.begin(), prompt_row.end()) == prompt[j]);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("sparse: prompt rows give the bits that they give over panels where the weights are the file's") {
+  if (ChooseIsa() == Isa::kScalar) return;  // whose sums are rounded where a panel ends
+  for (const DType type : {DType::kQ4_0, DType::kQ4_1, DType::kQ8_0}) {
+    CAPTURE(Info(type).name);
+    const Loaded loaded(Relu(type));
+    const std::vector<TokenId> tokens = SomeTokens(60, 1);
+    const auto dense = loaded.Start(FfnMode::kDense, 2), sparse = loaded.Start(FfnMode::kExact, 2);
+    CHECK(test::Feed(*sparse, sparse->NewSequence(), tokens, 60) ==
+          test::Feed(*dense, dense->NewSequence(), tokens, 60));
+    CHECK(dense->TakeNeuronCount().neurons == 0);
+  }
+}
+
+TEST_CASE("sparse: generated rows are near those over panels") {
+  for (const DType type : kTypes) {
+    CAPTURE(Info(type).name);
+    const Loaded loaded(Relu(type));
+    const std::vector<TokenId> tokens = SomeTokens(20, 2);
+    const auto dense = loaded.Start(FfnMode::kDense, 1), sparse = loaded.Start(FfnMode::kExact, 1);
+    const Logits expected = test::Feed(*dense, dense->NewSequence(), tokens, 1, RowKind::kGenerated);
+    const Logits logits = test::Feed(*sparse, sparse->NewSequence(), tokens, 1, RowKind::kGenerated);
+    double difference = 0, largest = 0;
+    for (size_t i = 0; i < logits.size(); ++i)
+      for (size_t j = 0; j < logits[i].size(); ++j) {
+        difference = std::max(difference, std::fabs(double{logits[i][j]} - expected[i][j]));
+        largest = std::max(largest, std::fabs(double{expected[i][j]}));
+      }
+    // Requantized to 8 bits: all of F16, and down of the five-bit types.
+    const bool requantized = type == DType::kF16 || type == DType::kQ5_0 || type == DType::kQ5_1;
+    CHECK(difference <= (requantized ? 3e-2 : 1e-3) * largest);
+    CHECK(difference > 0);
+  }
+}
+
+TEST_CASE("sparse: no kernel silently is the reference") {
+  const Loaded loaded(Relu(DType::kQ4_0));
+  bool seen = false;
+  for (const auto& [op, kernel] : loaded.Start(FfnMode::kExact, 1)->Kernels()) {
+    seen |= op.starts_with("bundles");
+    CHECK((kernel == "reference") == (ChooseIsa() == Isa::kScalar));
+  }
+  CHECK(seen);
+}
+
+TEST_CASE("sparse: what cannot be sparse is not") {
+  const Loaded silu({.type = DType::kQ8_0}), biased({.type = DType::kQ8_0, .activation = "relu", .biases = true});
+  for (const Loaded* loaded : {&silu, &biased}) {
+    CHECK(FindSparseFfns(loaded->model).empty());
+    const auto engine = loaded->Start(FfnMode::kExact, 1);
+    test::Feed(*engine, engine->NewSequence(), SomeTokens(3, 0), 1, RowKind::kGenerated);
+    CHECK(engine->TakeNeuronCount().neurons == 0);
+  }
+  CHECK(FindSparseFfns(Loaded(Relu(DType::kQ4_0)).model).size() == 2);
+}
+
+}  // namespace thermocline
