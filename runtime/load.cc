@@ -33,22 +33,15 @@ std::filesystem::path PackedPath(const std::string& model, FfnMode ffn) {
 
 std::filesystem::path PackedCacheDir() { return CacheDir() / "packed"; }
 
-std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, int n_ctx, int n_threads, Tracer* tracer,
-                                   bool cache_packed, int max_sequences, FfnMode ffn, int n_threads_batch) {
-  if (tracer) tracer->set_bandwidth(MeasureReadBandwidth(Team(n_threads).size(), kBandwidthBytes));
+std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, EngineOptions options, bool cache_packed) {
+  if (options.tracer)
+    options.tracer->set_bandwidth(MeasureReadBandwidth(Team(options.n_threads).size(), kBandwidthBytes));
   if (IsSynthetic(file)) Note("{}: what it says means nothing", TerminalSafe(file.GetString("general.name")));
   Progress progress("loading", "");
-  EngineOptions options;
-  options.n_ctx = n_ctx;
-  options.n_threads = n_threads;
-  options.n_threads_batch = n_threads_batch;
-  options.tracer = tracer;
-  options.max_sequences = max_sequences;
-  options.load.ffn = ffn;
   options.load.on_load = [&](int64_t done, int64_t total) { progress.Update(done, total); };
   options.load.on_warning = [](const std::string& warning) { Note("warning: {}", TerminalSafe(warning)); };
   try {
-    if (cache_packed) options.load.packed_file = PackedPath(file.path(), ffn);
+    if (cache_packed) options.load.packed_file = PackedPath(file.path(), options.load.ffn);
   } catch (const Error& error) {
     options.load.on_warning(fmt::format("the packed weights cannot be kept: {}", error.what()));
   }

@@ -264,8 +264,13 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   for (const int n_threads : options.threads) {
     std::optional<Roofs> roofs;
     if (options.roofline) roofs = MeasureRoofs(Team(n_threads).size(), about.float_weights);
-    const auto engine =
-        LoadEngine(file, model, n_ctx, n_threads, trace.tracer(), options.cache_packed, n_sequences, ffn);
+    const auto engine = LoadEngine(file, model,
+                                   {.n_ctx = n_ctx,
+                                    .n_threads = n_threads,
+                                    .max_sequences = n_sequences,
+                                    .load = {.ffn = ffn},
+                                    .tracer = trace.tracer()},
+                                   options.cache_packed);
     const auto measure = [&](const BenchTest& test, std::optional<int> busy_cpu) {
       results.push_back(RunTest(*engine, *tokenizer, model, test, options.repetitions, busy_cpu));
       results.back().roofs = roofs;

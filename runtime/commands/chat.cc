@@ -169,8 +169,13 @@ class Chat {
     tokenizer_ = Tokenizer::FromGguf(file);
     if (!options_.raw) template_ = ChatTemplate::Load(file, *tokenizer_, options_.which_template.value_or(""));
     name_ = std::filesystem::path(file.path()).stem().string();
-    engine_ = LoadEngine(file, model, options_.n_ctx, options_.n_threads, tracer, options_.cache_packed, 1,
-                         options_.sparsity.Choose(model), options_.n_threads_batch);
+    engine_ = LoadEngine(file, model,
+                         {.n_ctx = options_.n_ctx,
+                          .n_threads = options_.n_threads,
+                          .n_threads_batch = options_.n_threads_batch,
+                          .load = {.ffn = options_.sparsity.Choose(model)},
+                          .tracer = tracer},
+                         options_.cache_packed);
     if (engine_->n_ctx() > model.config.n_ctx_train) {
       Note("note: the model was trained for a context of {} tokens, not {}", model.config.n_ctx_train,
            engine_->n_ctx());

@@ -43,8 +43,10 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   const auto tokenizer = Tokenizer::FromGguf(file);
   const std::string text = ValidText(*path == "-" ? ReadInput() : ReadText(*path), *path);
   const auto tokens = tokenizer->Encode(text, {.add_bos_eos = true, .parse_special = false});
-  const auto engine =
-      LoadEngine(file, model, n_ctx, n_threads, trace.tracer(), cache_packed, 1, sparsity.Choose(model));
+  const auto engine = LoadEngine(
+      file, model,
+      {.n_ctx = n_ctx, .n_threads = n_threads, .load = {.ffn = sparsity.Choose(model)}, .tracer = trace.tracer()},
+      cache_packed);
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);
 
   PerplexityOptions options{.n_ctx = n_ctx, .max_chunks = chunks};

@@ -115,7 +115,7 @@ void WriteAuto(const GgufFile& file, const Model& model, const Request& request,
     if (tokens.size() < static_cast<size_t>(n_ctx))
       throw Error("{} tokens to learn from and {} to judge by: each needs {}. Take a longer text.", text.size(),
                   unseen.size(), n_ctx);
-  auto engine = LoadEngine(file, model, n_ctx, request.n_threads);
+  auto engine = LoadEngine(file, model, {.n_ctx = n_ctx, .n_threads = request.n_threads});
   const Judge judge(*engine, *tokenizer, unseen, n_ctx);
   const Calibration calibration = Calibrate(model, *engine, text);
   engine.reset();
@@ -139,7 +139,8 @@ void WriteTyped(const GgufFile& file, const Model& model, const Request& request
   std::optional<Calibration> calibration;
   if (request.text) {
     const auto tokens = ReadTokens(*Tokenizer::FromGguf(file), *request.text);
-    calibration = Calibrate(model, *LoadEngine(file, model, Context(model), request.n_threads), tokens);
+    calibration =
+        Calibrate(model, *LoadEngine(file, model, {.n_ctx = Context(model), .n_threads = request.n_threads}), tokens);
     for (size_t id = 0; id < model.weights.size(); ++id)
       feedback[model.weights[id].tensor] = calibration->Find(static_cast<WeightId>(id));
   }
