@@ -91,19 +91,19 @@ bool Attention::ComputeSplit(int member, int64_t item, int64_t split, const Stat
   const int last_seen = block.first_position + block.n_rows - 1;
   const int first_page = std::max<int>(split * kPagesPerSplit, first_seen / kPageTokens);
   const int end_page = std::min<int>((split + 1) * kPagesPerSplit, last_seen / kPageTokens + 1);
-  const auto page_at = [&](int p) {
+  const auto page_at = [&](int p) -> const uint8_t* {
     const uint8_t* page = block.span->pages[io.layer.kind][p];
     CHECK(page != nullptr);
-    return reinterpret_cast<const uint16_t*>(page + io.layer.offset_bytes + kv_head * layout_.head_bytes);
+    return page + io.layer.offset_bytes + kv_head * layout_.head_bytes;
   };
-  const uint16_t* pages[kPagesPerSplit];
+  const uint8_t* pages[kPagesPerSplit];
   for (int p = first_page; p < end_page; ++p) pages[p - first_page] = page_at(p);
-  const uint16_t* next = end_page <= last_seen / kPageTokens ? page_at(end_page) : nullptr;
+  const uint8_t* next = end_page <= last_seen / kPageTokens ? page_at(end_page) : nullptr;
   for (int i = 0; i < n_queries; i += kMaxQueries) {
     const int64_t at = static_cast<int64_t>(i) * head_dim_;
-    ops_.attention_split({q + at, position + i, std::min(kMaxQueries, n_queries - i), head_dim_, io.window, pages,
-                          end_page - first_page, next, first_page * kPageTokens, out.max + i, out.sum + i,
-                          out.acc + at});
+    ops_.attention_split({q + at, position + i, std::min(kMaxQueries, n_queries - i), head_dim_, io.window,
+                          layout_.types, pages, end_page - first_page, next, first_page * kPageTokens, out.max + i,
+                          out.sum + i, out.acc + at});
   }
   return true;
 }

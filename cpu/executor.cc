@@ -38,18 +38,9 @@ struct RopeTable {
 
 }  // namespace
 
-KvLayout::KvLayout(const ModelConfig& config)
-    : head_bytes(static_cast<int64_t>(config.head_dim) * kPageTokens * 2 * sizeof(uint16_t)), page_bytes{} {
-  for (int i = 0; i < config.n_layer; ++i) {
-    const int kind = config.IsWindowLayer(i) ? 1 : 0;
-    layers.push_back({kind, page_bytes[kind]});
-    page_bytes[kind] += config.n_head_kv * head_bytes;
-  }
-}
-
 struct CpuExecutor::Impl {
   Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows, const LoadOptions& load,
-       Tracer* tracer);
+       KvTypes kv_types, Tracer* tracer);
 
   void MakeKernels();
   void SetStages();
@@ -112,13 +103,13 @@ struct CpuExecutor::Impl {
 };
 
 CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-                        const LoadOptions& load, Tracer* tracer)
+                        const LoadOptions& load, KvTypes kv_types, Tracer* tracer)
     : config(model.config),
       program(model.program),
       team(team),
       isa(isa),
       ops(VectorOpsFor(isa)),
-      layout(config),
+      layout(config, kv_types),
       weights(file, model, team, isa, load),
       sparse_ffn(weights, model, isa, load.ffn, max_rows, team.size()),
       float_linear(ops, team.size()),
@@ -129,7 +120,7 @@ CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Is
   SetStages();
   AllocateSlots(max_rows);
   CollectRopes();
-  if (tracer) trace.emplace(*tracer, team.size(), model, stages);
+  if (tracer) trace.emplace(*tracer, team.size(), model, kv_types, stages);
 }
 
 void CpuExecutor::Impl::MakeKernels() {
@@ -312,8 +303,9 @@ void CpuExecutor::Impl::StoreKv(const Op& op, int64_t row) {
   const int position = step->positions[row];
   uint8_t* page = span.pages[layer.kind][position / kPageTokens] + layer.offset_bytes;
   for (int head = 0; head < config.n_head_kv; ++head)
-    ops.store_kv(Row(Slot::kKey, row) + head * config.head_dim, Row(Slot::kValue, row) + head * config.head_dim,
-                 config.head_dim, position % kPageTokens, reinterpret_cast<uint16_t*>(page + head * layout.head_bytes));
+    ops.store_kv(layout.types, Row(Slot::kKey, row) + head * config.head_dim,
+                 Row(Slot::kValue, row) + head * config.head_dim, config.head_dim, position % kPageTokens,
+                 page + head * layout.head_bytes);
 }
 
 template <typename Then>
@@ -387,8 +379,8 @@ void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection
 }
 
 CpuExecutor::CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-                         const LoadOptions& load, Tracer* tracer)
-    : impl_(std::make_unique<Impl>(file, model, team, isa, max_rows, load, tracer)) {}
+                         const LoadOptions& load, KvTypes kv_types, Tracer* tracer)
+    : impl_(std::make_unique<Impl>(file, model, team, isa, max_rows, load, kv_types, tracer)) {}
 
 CpuExecutor::~CpuExecutor() = default;
 

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/kv_layout.h"
 #include "cpu/team.h"
 #include "cpu/trace.h"
 #include "cpu/weights.h"
@@ -22,22 +23,6 @@
 #include "models/model.h"
 
 namespace thermocline {
-
-inline constexpr int kLayerKinds = 2;  // a block table each: layers that see everything, layers with a window
-
-// Where a layer's keys and values stand within the pages of its kind. A page holds 64 tokens of all layers of the kind;
-// per layer and KV head: K as (head_dim, 64), then V as (64, head_dim), F16.
-struct KvLayout {
-  struct Layer {
-    int kind;
-    int64_t offset_bytes;
-  };
-  std::vector<Layer> layers;
-  int64_t head_bytes;
-  int64_t page_bytes[kLayerKinds];  // 0: no layer of that kind
-
-  explicit KvLayout(const ModelConfig& config);
-};
 
 // Consecutive rows of one sequence.
 struct SpanView {
@@ -62,7 +47,7 @@ class CpuExecutor {
  public:
   // Loads all weights, as cpu/weights.h says. `tracer`, unless null, learns what every step does.
   CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows, const LoadOptions& load,
-              Tracer* tracer);
+              KvTypes kv_types, Tracer* tracer);
   ~CpuExecutor();
 
   // False when `cancel` became true: the step was left at some op, logits are void. Throws Error when weights were

@@ -6,10 +6,10 @@
 
 namespace thermocline {
 
-OpCost::OpCost(const Model& model, const Op& op) {
+OpCost::OpCost(const Model& model, const Op& op, KvTypes kv_types) {
   if (op.kind == OpKind::kAttention) {
     const ModelConfig& config = model.config;
-    bytes_per_token_ = int64_t{2} * sizeof(uint16_t) * config.n_head_kv * config.head_dim;
+    bytes_per_token_ = config.n_head_kv * KvHeadBytes(kv_types, config.head_dim) / kPageTokens;
     ops_per_pair_ = int64_t{4} * config.n_head * config.head_dim;
     window_ = op.window;
   } else if (op.kind == OpKind::kLinear) {
@@ -35,10 +35,11 @@ void OpCost::AddSpan(int64_t first_position, int64_t n_rows, Work& work) const {
   work.ops += pairs * ops_per_pair_;
 }
 
-Work CountStep(const Model& model, int64_t first_position, int64_t n_rows, int64_t n_wanted, int64_t n_sequences) {
+Work CountStep(const Model& model, KvTypes kv_types, int64_t first_position, int64_t n_rows, int64_t n_wanted,
+               int64_t n_sequences) {
   Work work;
   for (const Op& op : model.program.ops) {
-    const OpCost cost(model, op);
+    const OpCost cost(model, op, kv_types);
     if (op.kind == OpKind::kLinear) cost.AddRows(n_sequences * (op.wanted_rows ? n_wanted : n_rows), work);
     if (op.kind == OpKind::kAttention)
       for (int64_t i = 0; i < n_sequences; ++i) cost.AddSpan(first_position, n_rows, work);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cpu/kv_layout.h"
 #include "models/model.h"
 
 namespace thermocline {
@@ -15,7 +16,7 @@ struct Work {
 // Of kLinear and kAttention; what works row by row stays in the cache and counts nothing.
 class OpCost {
  public:
-  OpCost(const Model& model, const Op& op);
+  OpCost(const Model& model, const Op& op, KvTypes kv_types);
 
   // kLinear: over so many rows; the weights are not read for none.
   void AddRows(int64_t n_rows, Work& work) const;
@@ -29,6 +30,7 @@ class OpCost {
 };
 
 // Of a step with n_rows rows of each of n_sequences sequences, of which the last n_wanted want logits.
-Work CountStep(const Model& model, int64_t first_position, int64_t n_rows, int64_t n_wanted, int64_t n_sequences = 1);
+Work CountStep(const Model& model, KvTypes kv_types, int64_t first_position, int64_t n_rows, int64_t n_wanted,
+               int64_t n_sequences = 1);
 
 }  // namespace thermocline

@@ -53,12 +53,13 @@ TraceLabel LabelOf(const Stage& stage, const Model& model) {
 
 }  // namespace
 
-StageTracer::StageTracer(Tracer& tracer, int n_members, const Model& model, const std::vector<Stage>& stages)
+StageTracer::StageTracer(Tracer& tracer, int n_members, const Model& model, KvTypes kv_types,
+                         const std::vector<Stage>& stages)
     : tracer_(tracer), stages_(stages) {
   std::vector<TraceLabel> labels = {{"step", "step", -1}};
   for (const Stage& stage : stages) {
     labels.push_back(LabelOf(stage, model));
-    costs_.emplace_back(model, stage.op != nullptr ? *stage.op : Op{.kind = OpKind::kNorm});
+    costs_.emplace_back(model, stage.op != nullptr ? *stage.op : Op{.kind = OpKind::kNorm}, kv_types);
   }
   first_label_ = tracer.Attach(n_members, std::move(labels));
 }

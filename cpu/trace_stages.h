@@ -14,7 +14,7 @@ namespace thermocline {
 class StageTracer {
  public:
   // `stages` must outlive it.
-  StageTracer(Tracer& tracer, int n_members, const Model& model, const std::vector<Stage>& stages);
+  StageTracer(Tracer& tracer, int n_members, const Model& model, KvTypes kv_types, const std::vector<Stage>& stages);
 
   void BeginStep(const StepView& step);
   void EndStep();

@@ -8,11 +8,11 @@
 
 #include "cpu/activations.h"
 #include "cpu/isa.h"
+#include "cpu/kv_layout.h"
 #include "models/model.h"
 
 namespace thermocline {
 
-inline constexpr int kPageTokens = 64;    // tokens per KV page
 inline constexpr int kSplitTokens = 512;  // tokens whose attention is one partial result, merged in order
 inline constexpr int kMaxQueries = 32;    // queries per AttentionSplit
 
@@ -22,15 +22,16 @@ struct AttentionSplit {
   const float* q;           // (n_queries, head_dim), already multiplied by the attention scale
   const int32_t* position;  // (n_queries): query i sees tokens t with position[i] - window < t <= position[i]
   int n_queries;
-  int head_dim;                  // any positive number; a multiple of 16 is fast
-  int window;                    // 0: all
-  const uint16_t* const* pages;  // (n_pages): each K as (head_dim, 64), then V as (64, head_dim), F16
+  int head_dim;  // any positive number; a multiple of 16 is fast
+  int window;    // 0: all
+  KvTypes types;
+  const uint8_t* const* pages;  // (n_pages): keys and values of the head, as cpu/kv_layout.h says
   int n_pages;
-  const uint16_t* next;  // the page that is likely read after these, for prefetching; may be null
-  int first_token;       // position of the first token of pages[0]
-  float* max;            // (n_queries): largest score seen, -inf where the query sees none of the tokens
-  float* sum;            // (n_queries): sum of exp(score - max)
-  float* acc;            // (n_queries, head_dim): sum of exp(score - max) * v
+  const uint8_t* next;  // the page that is likely read after these, for prefetching; may be null
+  int first_token;      // position of the first token of pages[0]
+  float* max;           // (n_queries): largest score seen, -inf where the query sees none of the tokens
+  float* sum;           // (n_queries): sum of exp(score - max)
+  float* acc;           // (n_queries, head_dim): sum of exp(score - max) * v
 };
 
 // c[i, j] += sum over p of a[p, i] b[p, j].
@@ -59,9 +60,9 @@ struct VectorOps {
   // One row of k values to ActivationRowBytes(k) bytes, 64-byte aligned, padding zeroed. Rounds to nearest even. NaN
   // becomes 0, infinities 2^120. The same bits on every ISA.
   void (*quantize)(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out);
-  // Stores one token's key and value of one head into slot `slot` of its page (layout: AttentionSplit::pages), F16,
-  // round to nearest even, clamped to the finite range (NaN stays NaN). The same bits on every ISA.
-  void (*store_kv)(const float* key, const float* value, int head_dim, int slot, uint16_t* page);
+  // Stores one token's key and value of one head into slot `slot` of its page (layout: AttentionSplit::pages), round to
+  // nearest even, clamped to F16's finite range. NaN stays NaN in F16, becomes 0 in Q8_0. The same bits on every ISA.
+  void (*store_kv)(KvTypes types, const float* key, const float* value, int head_dim, int slot, uint8_t* page);
   void (*attention_split)(const AttentionSplit& args);
   // (max, sum, acc) of n_queries = merge of itself and (max2, sum2, acc2). -inf maxima are neutral.
   void (*attention_merge)(int n_queries, int head_dim, const float* max2, const float* sum2, const float* acc2,

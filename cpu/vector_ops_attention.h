@@ -4,10 +4,10 @@
 //   V::kTileQueries   its queries, at most, so that kTileQueries * kTileVectors sums stay in registers
 //
 // One page at a time, all queries: scores (tokens across the lanes), softmax weights, weighted values (dims across the
-// lanes). One tile converts each register of F16 once for all queries; it is tall, twice the queries and half the
-// registers, where they are too many for a wide one. For still more queries, 64 dims at a time are converted beforehand
-// for several wide tiles. What happens to one query is the same sequence of operations in a tile of any shape and from
-// either source: scores sum over d ascending, values over tokens ascending.
+// lanes); 64 dims at a time. One tile converts each register of keys or values once for all queries; it is tall, twice
+// the queries and half the registers, where they are too many for a wide one. For still more queries the dims are
+// converted beforehand for several wide tiles. What happens to one query is the same sequence of operations in a tile
+// of any shape and from either source: scores sum over d ascending, values over tokens ascending.
 #pragma once
 
 #include "cpu/vector_ops_tiles.h"
@@ -24,6 +24,7 @@ struct PageState {
 
 constexpr int kStagedDims = 64;
 struct Staged {
+  alignas(64) float scales[kStagedDims / kKvGroup * kPageTokens];
   alignas(64) float values[kStagedDims * kPageTokens];  // K as (dims, 64) or V as (64, dims)
 };
 
@@ -115,55 +116,95 @@ void WideTiles(int n_queries, const Tile& tile) {
   }
 }
 
-// (rows, n) F16, stride elements apart, to floats, kStride apart.
-template <typename V, int kStride>
-void Stage(const uint16_t* from, int64_t stride, int rows, int n, float* to) {
+// Dims [d, d + n) of the keys or values that begin at `bytes`.
+template <typename V, typename Values>
+Side<Values> DimsOf(const uint8_t* bytes, bool keys, int head_dim, int d, int n, Staged& staged) {
+  if constexpr (kScaled<Values>) {
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(bytes) + d / kKvGroup * kPageTokens;
+    for (int i = 0; i < KvGroups(n) * kPageTokens; i += V::kLanes) V::Store(staged.scales + i, V::LoadHalf(scales + i));
+    bytes += 2 * KvGroups(head_dim) * kPageTokens;
+  }
+  const auto* elements = reinterpret_cast<const typename Values::Element*>(bytes);
+  if (keys) return {elements + int64_t{d} * kPageTokens, kPageTokens, staged.scales};
+  return {elements + d, head_dim, staged.scales};
+}
+
+template <typename V, typename Values>
+Side<F32Values> StageKeys(const Side<Values>& keys, int n_dims, Staged& staged) {
+  for (int d = 0; d < n_dims; ++d)
+    for (int t = 0; t < kPageTokens; t += V::kLanes)
+      V::Store(staged.values + d * kPageTokens + t, KeysAt<V>(keys, d, t));
+  return {staged.values, kPageTokens, nullptr};
+}
+template <typename V, typename Values>
+Side<F32Values> StageValues(const Side<Values>& values, int n_dims, Staged& staged) {
   constexpr int L = V::kLanes;
-  for (int row = 0; row < rows; ++row, from += stride, to += kStride) {
-    int i = 0;
-    for (; i + L <= n; i += L) V::Store(to + i, V::LoadHalf(from + i));
-    if (i < n) V::Store(to + i, V::LoadHalf(from + i, n - i));  // whole: the stage has room for it
+  for (int t = 0; t < kPageTokens; ++t) {
+    float* to = staged.values + t * kStagedDims;
+    int d = 0;
+    for (; d + L <= n_dims; d += L) V::Store(to + d, ValuesAt<V>(values, t, d));
+    if (d < n_dims) V::Store(to + d, ValuesAt<V>(values, t, d, n_dims - d));  // whole: the stage has room for it
+  }
+  return {staged.values, kStagedDims, nullptr};
+}
+
+// Calls part(first dim, how many, what to prefetch meanwhile): `ahead` is as large as what is read.
+template <typename Values, typename Part>
+void ForDims(int head_dim, const uint8_t* ahead, const Part& part) {
+  for (int d = 0; d < head_dim; d += kStagedDims) {
+    const int n = static_cast<int>(Least(kStagedDims, head_dim - d));
+    if constexpr (kScaled<Values>) PrefetchNext<kStagedDims / kKvGroup * kPageTokens * 2>(ahead);
+    part(d, n, ahead);
+    if (ahead != nullptr) ahead += n * kPageTokens * sizeof(typename Values::Element);
   }
 }
 
-template <typename V>
-void Scores(const AttentionSplit& args, const uint16_t* keys, const uint8_t* ahead, Staged* staged, PageState& page) {
+template <typename V, typename Values>
+void Scores(const AttentionSplit& args, const uint8_t* bytes, const uint8_t* ahead, Staged& staged, PageState& page) {
   const int64_t head_dim = args.head_dim;
-  if (staged == nullptr) {
-    OneTile<V>(args.n_queries, [&]<int kVectors, int kQueries>(int) {
-      ScoreTile<V, kVectors, F16Values, kQueries>(args.q, head_dim, args.head_dim, false, keys, ahead, page.weights);
-    });
-    return;
-  }
-  for (int d = 0; d < args.head_dim; d += kStagedDims) {
-    const int n = static_cast<int>(Least(kStagedDims, args.head_dim - d));
-    Stage<V, kPageTokens>(keys + d * kPageTokens, kPageTokens, n, kPageTokens, staged->values);
+  ForDims<Values>(args.head_dim, ahead, [&](int d, int n, const uint8_t* ahead_here) {
+    const Side<Values> keys = DimsOf<V, Values>(bytes, true, args.head_dim, d, n, staged);
+    if (args.n_queries <= kMostInOneTile<V>) {
+      OneTile<V>(args.n_queries, [&]<int kVectors, int kQueries>(int) {
+        ScoreTile<V, kVectors, Values, kQueries>(args.q + d, head_dim, n, d > 0, keys, ahead_here, page.weights);
+      });
+      return;
+    }
+    const Side<F32Values> floats = StageKeys<V>(keys, n, staged);
     WideTiles<V>(args.n_queries, [&]<int kVectors, int kQueries>(int first) {
-      ScoreTile<V, kVectors, F32Values, kQueries>(args.q + first * head_dim + d, head_dim, n, d > 0, staged->values,
-                                                  nullptr, page.weights + first);
+      ScoreTile<V, kVectors, F32Values, kQueries>(args.q + first * head_dim + d, head_dim, n, d > 0, floats, nullptr,
+                                                  page.weights + first);
     });
-  }
+  });
 }
 
-template <typename V>
-void WeightedValues(const AttentionSplit& args, const uint16_t* values, const uint8_t* ahead, Staged* staged,
+template <typename V, typename Values>
+void WeightedValues(const AttentionSplit& args, const uint8_t* bytes, const uint8_t* ahead, Staged& staged,
                     const PageState& page) {
   const int64_t head_dim = args.head_dim;
-  if (staged == nullptr) {
-    const ValueSpan<F16Values> span{values, head_dim, args.head_dim, args.acc, head_dim};
-    OneTile<V>(args.n_queries, [&]<int kVectors, int kQueries>(int first) {
-      ValuesOfVisible<V, kVectors, kQueries>(page, first, span, ahead);
-    });
-    return;
-  }
-  for (int d = 0; d < args.head_dim; d += kStagedDims) {
-    const int n = static_cast<int>(Least(kStagedDims, args.head_dim - d));
-    Stage<V, kStagedDims>(values + d, head_dim, kPageTokens, n, staged->values);
-    const ValueSpan<F32Values> span{staged->values, kStagedDims, n, args.acc + d, head_dim};
+  ForDims<Values>(args.head_dim, ahead, [&](int d, int n, const uint8_t* ahead_here) {
+    const Side<Values> values = DimsOf<V, Values>(bytes, false, args.head_dim, d, n, staged);
+    if (args.n_queries <= kMostInOneTile<V>) {
+      const ValueSpan<Values> span{values, n, args.acc + d, head_dim};
+      OneTile<V>(args.n_queries, [&]<int kVectors, int kQueries>(int first) {
+        ValuesOfVisible<V, kVectors, kQueries>(page, first, span, ahead_here);
+      });
+      return;
+    }
+    const ValueSpan<F32Values> span{StageValues<V>(values, n, staged), n, args.acc + d, head_dim};
     WideTiles<V>(args.n_queries, [&]<int kVectors, int kQueries>(int first) {
       ValuesOfVisible<V, kVectors, kQueries>(page, first, span, nullptr);
     });
-  }
+  });
+}
+
+// Calls op.operator()<Values>() for how the type stands in memory.
+template <typename Op>
+void WithValues(DType type, const Op& op) {
+  if (type == DType::kQ8_0)
+    op.template operator()<S8Values>();
+  else
+    op.template operator()<F16Values>();
 }
 
 template <typename V>
@@ -172,8 +213,7 @@ void Attention(const AttentionSplit& args) {
   for (int i = 0; i < n_queries; ++i) args.max[i] = -kInfinity, args.sum[i] = 0;
   for (int64_t i = 0; i < int64_t{n_queries} * args.head_dim; ++i) args.acc[i] = 0;
   PageState page;
-  Staged stage;
-  Staged* staged = n_queries > kMostInOneTile<V> ? &stage : nullptr;
+  Staged staged;
   for (int p = 0; p < args.n_pages; ++p) {
     const int64_t token = args.first_token + int64_t{p} * kPageTokens;
     bool any = false;
@@ -185,12 +225,13 @@ void Attention(const AttentionSplit& args) {
       any |= begin < end;
     }
     if (!any) continue;
-    const uint16_t* keys = args.pages[p];
-    const uint16_t* values = keys + int64_t{args.head_dim} * kPageTokens;
-    const uint16_t* next = p + 1 < args.n_pages ? args.pages[p + 1] : args.next;
-    Scores<V>(args, keys, reinterpret_cast<const uint8_t*>(values), staged, page);
+    const uint8_t* keys = args.pages[p];
+    const uint8_t* values = keys + KvSideBytes(args.types.key, args.head_dim);
+    const uint8_t* next = p + 1 < args.n_pages ? args.pages[p + 1] : args.next;
+    WithValues(args.types.key, [&]<typename Values>() { Scores<V, Values>(args, keys, values, staged, page); });
     for (int i = 0; i < n_queries; ++i) Softmax<V>(page, i, args.max + i, args.sum + i);
-    WeightedValues<V>(args, values, reinterpret_cast<const uint8_t*>(next), staged, page);
+    WithValues(args.types.value,
+               [&]<typename Values>() { WeightedValues<V, Values>(args, values, next, staged, page); });
   }
 }
 

@@ -28,6 +28,14 @@ struct Avx2 {
   static F FromBf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
   static F LoadHalf(const uint16_t* p) { return _mm256_cvtph_ps(Load16(p)); }
   static F LoadHalf(const uint16_t* p, int n) { return _mm256_cvtph_ps(Load16(p, n)); }
+  static F LoadS8(const int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+  static F LoadS8(const int8_t* p, int n) {
+    int8_t first[kLanes] = {};
+    for (int i = 0; i < n; ++i) first[i] = p[i];
+    return LoadS8(first);
+  }
   static F LoadBf16(const uint16_t* p) { return FromBf16(Load16(p)); }
   static F LoadBf16(const uint16_t* p, int n) { return FromBf16(Load16(p, n)); }
   static void StoreHalf(uint16_t* p, F x) {

@@ -29,6 +29,9 @@ struct Avx512 {
   static F FromBf16(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
   static F LoadHalf(const uint16_t* p) { return _mm512_cvtph_ps(Load16(p)); }
   static F LoadHalf(const uint16_t* p, int n) { return _mm512_cvtph_ps(Load16(p, n)); }
+  static F FromS8(__m128i x) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x)); }
+  static F LoadS8(const int8_t* p) { return FromS8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static F LoadS8(const int8_t* p, int n) { return FromS8(_mm_maskz_loadu_epi8(First(n), p)); }
   static F LoadBf16(const uint16_t* p) { return FromBf16(Load16(p)); }
   static F LoadBf16(const uint16_t* p, int n) { return FromBf16(Load16(p, n)); }
   static __m256i ToHalf(F x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

@@ -2,7 +2,7 @@
 // vector_ops_avx512.cc; the larger ones in headers of their own, joined in vector_ops_instance.h).
 //
 //   V::F, V::I             floats, int32s of one register; V::kLanes of them
-//   V::Load, LoadHalf, LoadBf16 (p), and (p, n): the first n < kLanes only, zeros behind them
+//   V::Load, LoadHalf, LoadBf16, LoadS8 (p), and (p, n): the first n < kLanes only, zeros behind them
 //   V::Store, StoreHalf (p, v), and (p, v, n)
 //   V::Min, Max            give the second operand where one is NaN
 //
@@ -177,25 +177,6 @@ void Add(const float* x, int n, float* out) {
   if (const int rest = n - i; rest > 0) V::Store(out + i, V::Add(V::Load(out + i, rest), V::Load(x + i, rest)), rest);
 }
 
-template <typename V>
-void StoreKv(const float* key, const float* value, int head_dim, int slot, uint16_t* page) {
-  constexpr int L = V::kLanes;
-  constexpr float kLargestHalf = 65504;
-  uint16_t* values = page + int64_t{head_dim} * kPageTokens + int64_t{slot} * head_dim;
-  const auto clamp = [](typename V::F x) { return V::Max(V::Set(-kLargestHalf), V::Min(V::Set(kLargestHalf), x)); };
-  for (int d = 0; d < head_dim; d += L) {
-    const int n = static_cast<int>(Least(L, head_dim - d));
-    uint16_t keys[L];
-    V::StoreHalf(keys, clamp(n == L ? V::Load(key + d) : V::Load(key + d, n)));
-    for (int i = 0; i < n; ++i) page[int64_t{d + i} * kPageTokens + slot] = keys[i];
-    if (n == L) {
-      V::StoreHalf(values + d, clamp(V::Load(value + d)));
-    } else {
-      V::StoreHalf(values + d, clamp(V::Load(value + d, n)), n);
-    }
-  }
-}
-
 // How values stand in memory, and become registers of floats.
 struct F32Values {
   using Element = float;
@@ -209,6 +190,13 @@ struct F16Values {
   template <typename V, typename... N>
   static typename V::F Load(const uint16_t* p, N... n) {
     return V::LoadHalf(p, n...);
+  }
+};
+struct S8Values {
+  using Element = int8_t;
+  template <typename V, typename... N>
+  static typename V::F Load(const int8_t* p, N... n) {
+    return V::LoadS8(p, n...);
   }
 };
 struct Bf16Values {

@@ -6,15 +6,14 @@
 namespace thermocline {
 namespace {
 
-// The registers of one group of n <= 32 values, NaN and infinities replaced.
+// The registers of one group of n <= 32 values: NaN becomes 0, infinities the largest value.
 template <typename V>
-void LoadGroup(const float* x, int n, typename V::F* values) {
+void LoadGroup(const float* x, int n, float largest, typename V::F* values) {
   constexpr int L = V::kLanes;
-  constexpr float kLargest = 0x1p120f;
   for (int j = 0; j < kActivationGroup / L; ++j) {
     const int rest = n - j * L;
     const auto value = rest >= L ? V::Load(x + j * L) : rest > 0 ? V::Load(x + j * L, rest) : V::Set(0.f);
-    values[j] = V::Max(V::Min(V::ZeroNan(value), V::Set(kLargest)), V::Set(-kLargest));
+    values[j] = V::Max(V::Min(V::ZeroNan(value), V::Set(largest)), V::Set(-largest));
   }
 }
 
@@ -38,13 +37,14 @@ void QuantizeGroup(const typename V::F* values, float max, bool lo, uint8_t* hi,
 
 template <typename V>
 void Quantize(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out) {
+  constexpr float kLargest = 0x1p120f;
   const int64_t n_groups = ActivationGroups(k);
   const auto meta = [&](int64_t group) { return reinterpret_cast<ActivationMeta*>(out + ActivationMetaOffset(group)); };
   typename V::F values[kActivationGroup / V::kLanes];
   const auto load = [&](int64_t group) {
     // Groups past K read nothing; the pointer must not run past the row either.
     const int64_t first = group * kActivationGroup, rest = Most(0, Least(kActivationGroup, k - first));
-    LoadGroup<V>(x + (rest > 0 ? first : 0), static_cast<int>(rest), values);
+    LoadGroup<V>(x + (rest > 0 ? first : 0), static_cast<int>(rest), kLargest, values);
   };
   double squares = 0;
   for (int64_t group = 0; group < n_groups; ++group) {

@@ -11,6 +11,7 @@
 #include "cpu/isa.h"
 #include "models/dtype.h"
 #include "runtime/engine.h"
+#include "runtime/kv_types.h"
 #include "runtime/synth.h"
 
 namespace thermocline {
@@ -40,8 +41,8 @@ nlohmann::ordered_json ToJson(const BenchResult& result, const BenchAbout& about
       {"model_n_params", about.model_n_params},
       {"n_batch", kMaxBatchRows},
       {"n_threads", result.n_threads},
-      {"type_k", "f16"},
-      {"type_v", "f16"},
+      {"type_k", KvTypeName(result.kv_types.key)},
+      {"type_v", KvTypeName(result.kv_types.value)},
       {"n_prompt", result.test.n_prompt},
       {"n_gen", result.test.n_gen},
       {"n_depth", result.test.n_depth},
@@ -159,6 +160,8 @@ std::string BenchResult::Name() const {
                                                          : fmt::format("tg{}", test.n_gen);
   if (test.n_parallel > 1) name += fmt::format(" x{}", test.n_parallel);
   if (test.n_depth > 0) name += fmt::format(" @ d{}", test.n_depth);
+  const auto [key, value] = kv_types;
+  if (kv_types != KvTypes{}) name += ", KV " + KvTypeName(key) + (key == value ? "" : "/" + KvTypeName(value));
   if (busy_cpu) name += fmt::format(", CPU {} busy", *busy_cpu);
   return name;
 }

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cpu/kv_layout.h"
 #include "cpu/op_cost.h"
 #include "cpu/topology.h"
 #include "models/gguf.h"
@@ -32,13 +33,14 @@ struct Roofs {
 struct BenchResult {
   BenchTest test;
   int n_threads;
+  KvTypes kv_types;
   std::string test_time;  // UTC, ISO 8601
   std::vector<int64_t> samples_ns;
   std::optional<int> busy_cpu;  // that another process kept busy
   Work work;                    // of one repetition
   std::optional<Roofs> roofs;
 
-  std::string Name() const;  // "pp512", "tg128 x16 @ d4096, CPU 1 busy"
+  std::string Name() const;  // "pp512", "tg128 x16 @ d4096, KV q8_0, CPU 1 busy"
   std::vector<double> Nanoseconds() const { return {samples_ns.begin(), samples_ns.end()}; }
   std::vector<double> TokensPerSecond() const;
   double Seconds() const;  // average

@@ -158,8 +158,13 @@ void CommandLine::AddIntList(const std::string& names, std::vector<int>* values,
 
 void CommandLine::AddText(const std::string& names, const char* kind, std::optional<std::string>* value,
                           const std::string& help) {
-  const auto store = [=](const std::string& given) { *value = given; };
-  impl_->app.add_option_function<std::string>(names, store, help)->type_name(kind);
+  AddParsed(
+      names, kind, [=](const std::string& given) { *value = given; }, help);
+}
+
+void CommandLine::AddParsed(const std::string& names, const char* kind, std::function<void(const std::string&)> parse,
+                            const std::string& help) {
+  impl_->app.add_option_function<std::string>(names, std::move(parse), help)->type_name(kind);
 }
 
 void CommandLine::AddTextList(const std::string& names, const char* kind, std::vector<std::string>* values,
@@ -191,8 +196,8 @@ std::filesystem::path CommandLine::ModelPath() const {
   return ResolveModel(model.empty() ? flag : model);
 }
 
-// Finds unknown flags before CLI11 does, to say which one was likely meant, and writes llama.cpp's -sys, -pg, -npl and
-// -tb as long flags, which is all that CLI11 knows.
+// Finds unknown flags before CLI11 does, to say which one was likely meant, and writes llama.cpp's -sys, -pg, -npl,
+// -tb, -ctk and -ctv as long flags, which is all that CLI11 knows.
 void CommandLine::CheckFlags(std::vector<std::string>& args) const {
   std::vector<std::string> flags;
   for (const CLI::Option* option : impl_->app.get_options()) {
@@ -205,7 +210,7 @@ void CommandLine::CheckFlags(std::vector<std::string>& args) const {
   for (size_t i = 0; i < args.size(); i++) {
     if (args[i].size() < 2 || args[i][0] != '-') continue;
     if (args[i] == "--") return;
-    for (const char* name : {"-sys", "-pg", "-npl", "-tb"}) {
+    for (const char* name : {"-sys", "-pg", "-npl", "-tb", "-ctk", "-ctv"}) {
       if (args[i] == name && known("-" + args[i])) args[i].insert(0, 1, '-');
     }
     const bool is_long = args[i][1] == '-';

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -44,6 +45,9 @@ class CommandLine {
   void AddIntList(const std::string& names, std::vector<int>* values, int min, int max, const std::string& help);
   // `kind` is what help shows for the value: TEXT, FILE.
   void AddText(const std::string& names, const char* kind, std::optional<std::string>* value, const std::string& help);
+  // What `parse` makes of the value; it throws UsageError.
+  void AddParsed(const std::string& names, const char* kind, std::function<void(const std::string&)> parse,
+                 const std::string& help);
   // A text for each time the flag is given.
   void AddTextList(const std::string& names, const char* kind, std::vector<std::string>* values,
                    const std::string& help);

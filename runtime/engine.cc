@@ -5,7 +5,6 @@
 #include "cpu/isa.h"
 #include "cpu/team.h"
 #include "cpu/topology.h"
-#include "cpu/vector_ops.h"
 #include "models/check.h"
 #include "models/error.h"
 #include "runtime/kv_cache.h"
@@ -20,7 +19,7 @@ constexpr int64_t kReservedBytes = int64_t{512} << 20;
 int ChooseContext(const Model& model, const EngineOptions& options) {
   const ModelConfig& config = model.config;
   const int64_t available = DetectTopology().memory_available_bytes - CpuExecutor::WeightBytes(model);
-  const auto bytes = [&](int n_ctx) { return KvBytes(config, n_ctx) * options.max_sequences; };
+  const auto bytes = [&](int n_ctx) { return KvBytes(config, options.kv_types, n_ctx) * options.max_sequences; };
   if (options.n_ctx > 0) {
     if (config.HasLearnedPositions() && options.n_ctx > config.n_ctx_train)
       throw Error(
@@ -46,8 +45,8 @@ struct Engine::Impl {
         n_threads_batch(options.n_threads_batch > 0 ? options.n_threads_batch : n_threads),
         team(std::max(n_threads, n_threads_batch)),
         n_ctx(ChooseContext(model, options)),
-        executor(file, model, team, ChooseIsa(), kMaxBatchRows, options.load, options.tracer),
-        kv(model.config, n_ctx, options.max_sequences, kMaxBatchRows, options.page_seed),
+        executor(file, model, team, ChooseIsa(), kMaxBatchRows, options.load, options.kv_types, options.tracer),
+        kv(model.config, options.kv_types, n_ctx, options.max_sequences, kMaxBatchRows, options.page_seed),
         in_use(options.max_sequences) {}
 
   void CollectSpans(const Batch& batch);
@@ -108,6 +107,7 @@ const ModelConfig& Engine::config() const { return impl_->config; }
 int Engine::n_ctx() const { return impl_->n_ctx; }
 int Engine::n_threads() const { return impl_->n_threads; }
 int Engine::n_threads_batch() const { return impl_->n_threads_batch; }
+KvTypes Engine::kv_types() const { return impl_->kv.layout().types; }
 
 int Engine::NewSequence() {
   for (size_t i = 0; i < impl_->in_use.size(); ++i)
@@ -164,7 +164,9 @@ int64_t Engine::weight_bytes() const { return impl_->executor.weight_bytes(); }
 int64_t Engine::kv_bytes_in_use() const { return impl_->kv.bytes_in_use(); }
 std::vector<std::pair<std::string, std::string>> Engine::Kernels() const { return impl_->executor.Kernels(); }
 
-int64_t KvBytes(const ModelConfig& config, int n_ctx) { return KvCache::BytesFor(config, n_ctx, kMaxBatchRows); }
+int64_t KvBytes(const ModelConfig& config, KvTypes types, int n_ctx) {
+  return KvCache::BytesFor(config, types, n_ctx, kMaxBatchRows);
+}
 int64_t PackedWeightBytes(const Model& model) { return CpuExecutor::WeightBytes(model); }
 
 }  // namespace thermocline

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/executor.h"
+#include "cpu/kv_layout.h"
 #include "cpu/weights.h"
 #include "models/model.h"
 #include "models/tokenizer.h"
@@ -36,6 +37,7 @@ struct EngineOptions {
   int n_threads = 0;        // of steps of generated rows alone; 0: one per physical core we may use
   int n_threads_batch = 0;  // of steps with prompt rows; 0: as many
   int max_sequences = 1;
+  KvTypes kv_types{};  // of keys and values kept
   // Shuffles the order in which physical pages are handed out; for tests.
   uint64_t page_seed = 0;
   LoadOptions load{};
@@ -60,6 +62,7 @@ class Engine {
   int n_ctx() const;
   int n_threads() const;  // as in EngineOptions, never 0
   int n_threads_batch() const;
+  KvTypes kv_types() const;
 
   int NewSequence();  // throws Error past max_sequences
   void FreeSequence(int sequence);
@@ -95,7 +98,7 @@ class Engine {
 
 // Bytes that the KV pages of one sequence of n_ctx tokens take in the end, and what the engine needs besides
 // (weights as packed, scratch): for `inspect` and the default context.
-int64_t KvBytes(const ModelConfig& config, int n_ctx);
+int64_t KvBytes(const ModelConfig& config, KvTypes types, int n_ctx);
 int64_t PackedWeightBytes(const Model& model);
 
 }  // namespace thermocline

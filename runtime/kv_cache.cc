@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <random>
 
-#include "cpu/vector_ops.h"
 #include "models/check.h"
 
 namespace thermocline {
@@ -20,16 +19,16 @@ int64_t KvCache::PagesFor(const ModelConfig& config, int kind, int n_ctx, int ma
   return std::min<int64_t>(all, PagesOf(config.window) + PagesOf(max_rows) + 1);
 }
 
-int64_t KvCache::BytesFor(const ModelConfig& config, int n_ctx, int max_rows) {
-  const KvLayout layout(config);
+int64_t KvCache::BytesFor(const ModelConfig& config, KvTypes types, int n_ctx, int max_rows) {
+  const KvLayout layout(config, types);
   int64_t bytes = 0;
   for (int kind = 0; kind < kLayerKinds; ++kind)
     bytes += layout.page_bytes[kind] * PagesFor(config, kind, n_ctx, max_rows);
   return bytes;
 }
 
-KvCache::KvCache(const ModelConfig& config, int n_ctx, int max_sequences, int max_rows, uint64_t seed)
-    : layout_(config), window_(config.window), sequences_(max_sequences) {
+KvCache::KvCache(const ModelConfig& config, KvTypes types, int n_ctx, int max_sequences, int max_rows, uint64_t seed)
+    : layout_(config, types), window_(config.window), sequences_(max_sequences) {
   std::mt19937_64 rng(seed);
   for (int kind = 0; kind < kLayerKinds; ++kind) {
     Pool& pool = pools_[kind];

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cpu/buffer.h"
-#include "cpu/executor.h"
+#include "cpu/kv_layout.h"
 
 namespace thermocline {
 
@@ -15,7 +15,7 @@ class KvCache {
  public:
   // Room for max_sequences of n_ctx tokens; memory is taken page by page as it is written. `seed` other than 0 hands
   // out physical pages in a shuffled order. Throws Error when the address space does not suffice.
-  KvCache(const ModelConfig& config, int n_ctx, int max_sequences, int max_rows, uint64_t seed);
+  KvCache(const ModelConfig& config, KvTypes types, int n_ctx, int max_sequences, int max_rows, uint64_t seed);
 
   const KvLayout& layout() const { return layout_; }
   int length(int sequence) const { return sequences_[sequence].length; }
@@ -33,7 +33,7 @@ class KvCache {
   int64_t bytes_in_use() const;
 
   // Bytes that one sequence of n_ctx tokens takes when all of them are in use.
-  static int64_t BytesFor(const ModelConfig& config, int n_ctx, int max_rows);
+  static int64_t BytesFor(const ModelConfig& config, KvTypes types, int n_ctx, int max_rows);
 
  private:
   struct Pool {

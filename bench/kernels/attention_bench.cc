@@ -3,15 +3,13 @@
 //
 //   ninja kernel_bench && bench/kernels/kernel_bench --benchmark_filter=Attention
 #include <benchmark/benchmark.h>
+#include <fmt/format.h>
 
-#include <cmath>
-#include <cstdlib>
-#include <memory>
 #include <random>
 #include <string>
-#include <tuple>
 #include <vector>
 
+#include "cpu/buffer.h"
 #include "cpu/vector_ops.h"
 
 namespace thermocline {
@@ -29,9 +27,9 @@ constexpr Shape kShapes[] = {{"SmolLM2-135M", 3, 64, 90}, {"gemma3-270m", 4, 256
 // KV of all heads, as the engine lays it out for `n_tokens` of context.
 class Kv {
  public:
-  Kv(const VectorOps& ops, const Shape& shape, int n_tokens)
-      : head_dim_(shape.head_dim), n_pages_(int64_t{shape.n_kv} * n_tokens / kPageTokens) {
-    data_.reset(static_cast<uint16_t*>(std::aligned_alloc(4096, n_pages_ * PageElements() * sizeof(uint16_t))));
+  Kv(const VectorOps& ops, const Shape& shape, KvTypes types, int n_tokens)
+      : head_dim_(shape.head_dim), types_(types), n_pages_(int64_t{shape.n_kv} * n_tokens / kPageTokens) {
+    data_ = Buffer(n_pages_ * PageBytes(), "a benchmark");
     std::mt19937 engine(1);
     std::normal_distribution<float> normal;
     std::vector<float> key(4 * head_dim_);
@@ -39,20 +37,19 @@ class Kv {
     for (int64_t page = 0; page < n_pages_; ++page)
       for (int slot = 0; slot < kPageTokens; ++slot) {
         const float* from = key.data() + engine() % (2 * head_dim_);
-        ops.store_kv(from, from + head_dim_, head_dim_, slot, Page(page));
+        ops.store_kv(types_, from, from + head_dim_, head_dim_, slot, Page(page));
       }
   }
   int64_t n_pages() const { return n_pages_; }
-  int64_t PageElements() const { return int64_t{2} * head_dim_ * kPageTokens; }
-  uint16_t* Page(int64_t i) const { return data_.get() + i * PageElements(); }
+  KvTypes types() const { return types_; }
+  int64_t PageBytes() const { return KvHeadBytes(types_, head_dim_); }
+  uint8_t* Page(int64_t i) const { return data_.data() + i * PageBytes(); }
 
  private:
-  struct Free {
-    void operator()(uint16_t* p) const { std::free(p); }
-  };
   int head_dim_;
+  KvTypes types_;
   int64_t n_pages_;
-  std::unique_ptr<uint16_t, Free> data_;
+  Buffer data_;
 };
 
 // One iteration is one split; consecutive ones walk through `kv`.
@@ -60,16 +57,16 @@ void RunSplits(benchmark::State& state, const VectorOps& ops, const Shape& shape
   const int first_token = 4096 - kSplitTokens;
   std::vector<float> q(n_queries * shape.head_dim, 0.05f), max(n_queries), sum(n_queries), acc(q.size());
   const std::vector<int32_t> position(n_queries, 4096);
-  const uint16_t* pages[kSplitPages];
+  const uint8_t* pages[kSplitPages];
   int64_t at = 0;
   for (auto _ : state) {
     for (int p = 0; p < kSplitPages; ++p) pages[p] = kv.Page(at + p);
     at = (at + kSplitPages) % kv.n_pages();
-    ops.attention_split({q.data(), position.data(), n_queries, shape.head_dim, 0, pages, kSplitPages, kv.Page(at),
-                         first_token, max.data(), sum.data(), acc.data()});
+    ops.attention_split({q.data(), position.data(), n_queries, shape.head_dim, 0, kv.types(), pages, kSplitPages,
+                         kv.Page(at), first_token, max.data(), sum.data(), acc.data()});
     benchmark::ClobberMemory();
   }
-  const double bytes = double(kSplitPages) * kv.PageElements() * sizeof(uint16_t);
+  const double bytes = double(kSplitPages) * kv.PageBytes();
   const double flops = 4.0 * n_queries * shape.head_dim * kSplitTokens;
   state.counters["GB/s"] = benchmark::Counter(bytes * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
   state.counters["GFLOP/s"] = benchmark::Counter(flops * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
@@ -80,15 +77,16 @@ const bool kRegistered = [] {
     for (Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
       if (!CanRun(isa)) continue;
       const VectorOps& ops = VectorOpsFor(isa);
-      const std::string suffix = "/" + std::string(shape.name) + "/" + std::string(Name(isa));
-      for (const auto& [name, n_tokens, n_queries] :
-           {std::tuple{"AttentionDecode4096", 4096, shape.group}, std::tuple{"AttentionPrompt", 512, kMaxQueries}}) {
-        benchmark::RegisterBenchmark((name + suffix).c_str(), [=, &ops](benchmark::State& state) {
-          const Shape heads = n_tokens == 4096 ? shape : Shape{shape.name, shape.group, shape.head_dim, 1};
-          const Kv kv(ops, heads, n_tokens);
-          RunSplits(state, ops, heads, kv, n_queries);
-        });
-      }
+      for (const DType type : {DType::kF16, DType::kQ8_0})
+        for (const bool decode : {true, false}) {
+          const std::string name = fmt::format("{}/{}/{}/{}", decode ? "AttentionDecode4096" : "AttentionPrompt",
+                                               shape.name, Info(type).name, Name(isa));
+          benchmark::RegisterBenchmark(name.c_str(), [=, &ops](benchmark::State& state) {
+            const Shape heads = decode ? shape : Shape{shape.name, shape.group, shape.head_dim, 1};
+            const Kv kv(ops, heads, {type, type}, decode ? 4096 : kSplitTokens);
+            RunSplits(state, ops, heads, kv, decode ? shape.group : kMaxQueries);
+          });
+        }
     }
   return true;
 }();

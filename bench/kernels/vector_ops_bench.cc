@@ -79,7 +79,7 @@ void RegisterOps(Isa isa) {
                4.0 * kEmbd + static_cast<double>(ActivationRowBytes(kEmbd)),
                [=](const VectorOps& ops) { ops.quantize(x.data(), kEmbd, lo_plane, bytes.data()); });
   RegisterOp(isa, "store_kv/64", 2.0 * (4 + 2) * kHeadDim,
-             [](const VectorOps& ops) { ops.store_kv(x.data(), weight.data(), kHeadDim, 7, page.as<uint16_t>()); });
+             [](const VectorOps& ops) { ops.store_kv({}, x.data(), weight.data(), kHeadDim, 7, page.data()); });
   RegisterOp(isa, "attention_merge/8x64", 3.0 * 4 * kGroup * kHeadDim, [](const VectorOps& ops) {
     static float max[kGroup] = {}, sum[kGroup] = {}, max2[kGroup] = {}, sum2[kGroup] = {};
     for (int i = 0; i < kGroup; ++i) sum[i] = sum2[i] = 1;

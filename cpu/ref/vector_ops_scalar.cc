@@ -119,24 +119,71 @@ uint16_t StoredHalf(float x) {
   return FloatToHalf(std::clamp(x, -kLargestHalf, kLargestHalf));
 }
 
-void StoreKv(const float* key, const float* value, int head_dim, int slot, uint16_t* page) {
-  uint16_t* values = page + int64_t{head_dim} * kPageTokens + int64_t{slot} * head_dim;
-  for (int d = 0; d < head_dim; ++d) {
-    page[int64_t{d} * kPageTokens + slot] = StoredHalf(key[d]);
-    values[d] = StoredHalf(value[d]);
+// Where the keys, or the values, of one head stand in a page: offsets in bytes.
+struct Side {
+  DType type;
+  int head_dim;
+  bool is_keys;
+  int64_t begin;
+
+  int64_t Index(int slot, int d) const {
+    return is_keys ? int64_t{d} * kPageTokens + slot : int64_t{slot} * head_dim + d;
+  }
+  int64_t Half(int slot, int d) const { return begin + 2 * Index(slot, d); }
+  int64_t Scale(int slot, int d) const { return begin + 2 * (int64_t{d / kKvGroup} * kPageTokens + slot); }
+  int64_t Byte(int slot, int d) const { return begin + 2 * KvGroups(head_dim) * kPageTokens + Index(slot, d); }
+};
+Side Keys(KvTypes types, int head_dim) { return {types.key, head_dim, true, 0}; }
+Side Values(KvTypes types, int head_dim) { return {types.value, head_dim, false, KvSideBytes(types.key, head_dim)}; }
+
+uint16_t& HalfAt(uint8_t* page, int64_t offset) { return *reinterpret_cast<uint16_t*>(page + offset); }
+float FloatAt(const uint8_t* page, int64_t offset) {
+  return HalfToFloat(*reinterpret_cast<const uint16_t*>(page + offset));
+}
+
+// What stands for dim d of a token.
+float Stored(const Side& side, const uint8_t* page, int slot, int d) {
+  if (side.type == DType::kF16) return FloatAt(page, side.Half(slot, d));
+  return FloatAt(page, side.Scale(slot, d)) * static_cast<int8_t>(page[side.Byte(slot, d)]);
+}
+
+// These lines are the definition to the last bit: vector code repeats every rounding.
+void StoreGroup(const Side& side, const float* x, int begin, int end, int slot, uint8_t* page) {
+  const auto value = [x](int d) { return std::isnan(x[d]) ? 0 : std::clamp(x[d], -65504.f, 65504.f); };
+  float largest = 0;
+  for (int d = begin; d < end; ++d) largest = std::max(largest, std::fabs(value(d)));
+  HalfAt(page, side.Scale(slot, begin)) = FloatToHalf(largest / 127);
+  const float scale = FloatAt(page, side.Scale(slot, begin)), inverse = scale == 0 ? 0 : 1 / scale;
+  for (int d = begin; d < end; ++d) {
+    const float q = std::nearbyint(std::clamp(value(d) * inverse, -127.f, 127.f));
+    page[side.Byte(slot, d)] = static_cast<uint8_t>(static_cast<int8_t>(q));
   }
 }
 
+void StoreSide(const Side& side, const float* x, int slot, uint8_t* page) {
+  if (side.type == DType::kF16)
+    for (int d = 0; d < side.head_dim; ++d) HalfAt(page, side.Half(slot, d)) = StoredHalf(x[d]);
+  else
+    for (int d = 0; d < side.head_dim; d += kKvGroup)
+      StoreGroup(side, x, d, std::min(d + kKvGroup, side.head_dim), slot, page);
+}
+
+void StoreKv(KvTypes types, const float* key, const float* value, int head_dim, int slot, uint8_t* page) {
+  StoreSide(Keys(types, head_dim), key, slot, page);
+  StoreSide(Values(types, head_dim), value, slot, page);
+}
+
 // Query i over one page, whose visible slots are [begin, end).
-void AttendPage(const AttentionSplit& args, int i, const uint16_t* page, int begin, int end) {
+void AttendPage(const AttentionSplit& args, int i, const uint8_t* page, int begin, int end) {
   const int head_dim = args.head_dim;
+  const Side keys = Keys(args.types, head_dim), values = Values(args.types, head_dim);
   const float* q = args.q + int64_t{i} * head_dim;
   float* acc = args.acc + int64_t{i} * head_dim;
   double weights[kPageTokens];
   double largest = -std::numeric_limits<double>::infinity();
   for (int t = begin; t < end; ++t) {
     double score = 0;
-    for (int d = 0; d < head_dim; ++d) score += double{q[d]} * HalfToFloat(page[int64_t{d} * kPageTokens + t]);
+    for (int d = 0; d < head_dim; ++d) score += double{q[d]} * Stored(keys, page, t, d);
     weights[t] = score;
     largest = std::max(largest, score);
   }
@@ -144,10 +191,9 @@ void AttendPage(const AttentionSplit& args, int i, const uint16_t* page, int beg
   const double rescale = args.max[i] == -kInfinity ? 0 : std::exp(double{args.max[i]} - max);
   double sum = args.sum[i] * rescale;
   for (int t = begin; t < end; ++t) sum += weights[t] = std::exp(weights[t] - max);
-  const uint16_t* values = page + int64_t{head_dim} * kPageTokens;
   for (int d = 0; d < head_dim; ++d) {
     double total = acc[d] * rescale;
-    for (int t = begin; t < end; ++t) total += weights[t] * HalfToFloat(values[int64_t{t} * head_dim + d]);
+    for (int t = begin; t < end; ++t) total += weights[t] * Stored(values, page, t, d);
     acc[d] = static_cast<float>(total);
   }
   args.max[i] = max;

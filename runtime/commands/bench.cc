@@ -21,6 +21,7 @@
 #include "models/tokenizer.h"
 #include "runtime/bench_report.h"
 #include "runtime/commands/commands.h"
+#include "runtime/kv_types.h"
 #include "runtime/load.h"
 #include "runtime/output_file.h"
 #include "runtime/sparsity.h"
@@ -107,7 +108,7 @@ class Feeder {
     int64_t length = engine_.Length(sequences_.front());
     const auto n_sequences = std::ssize(sequences_);
     const auto add = [&](int64_t rows, int64_t wanted, int64_t in_a_step) {
-      const Work step = CountStep(model_, length, rows, wanted, in_a_step);
+      const Work step = CountStep(model_, engine_.kv_types(), length, rows, wanted, in_a_step);
       work.bytes += step.bytes * (n_sequences / in_a_step);
       work.ops += step.ops * (n_sequences / in_a_step);
       length += rows;
@@ -140,7 +141,7 @@ class Feeder {
 BenchResult RunTest(Engine& engine, const Tokenizer& tokenizer, const Model& model, const BenchTest& test,
                     int repetitions, std::optional<int> busy_cpu) {
   Feeder feeder(engine, tokenizer, model, test.n_parallel);
-  BenchResult result{test, engine.n_threads(), NowUtc(), {}, busy_cpu, {}, {}};
+  BenchResult result{test, engine.n_threads(), engine.kv_types(), NowUtc(), {}, busy_cpu, {}, {}};
   std::optional<BusyProcess> busy;
   if (busy_cpu) busy.emplace(*busy_cpu);
   feeder.Prompt(test.n_prompt);  // a warm-up; of a generation one token will do
@@ -166,6 +167,7 @@ Roofs MeasureRoofs(int n_threads, bool float_weights) {
 
 struct BenchOptions {
   std::vector<int> prompts = {512}, generations = {128}, depths = {0}, parallel = {1}, threads = {0};
+  std::vector<DType> keys = {DType::kF16}, values = {DType::kF16};
   std::vector<std::string> pairs;
   int repetitions = 5;
   bool roofline = false, contended = false, cache_packed = false;
@@ -179,6 +181,7 @@ void AddFlags(CommandLine& line, BenchOptions& options) {
   line.AddIntList("-n,--n-gen", &options.generations, 0, kMaxContext, "Decode of so many tokens; 0: none (128)");
   line.AddTextList("--pg", "PP,TG", &options.pairs, "Also -pg: prefill and then decode, as one test; may be repeated");
   line.AddIntList("-d,--n-depth", &options.depths, 0, kMaxContext, "Tokens that the context holds before (0)");
+  AddKvTypeLists(line, &options.keys, &options.values);
   line.AddFlag("--cache-packed", &options.cache_packed, kCachePackedHelp);
   options.sparsity.AddFlag(line);
   line.AddIntList("-t,--threads", &options.threads, 1, kMaxThreads, "Threads (one per physical core)");
@@ -228,6 +231,15 @@ std::vector<BenchTest> ListTests(const BenchOptions& options) {
   return tests;
 }
 
+std::vector<KvTypes> ListKvTypes(const BenchOptions& options) {
+  std::vector<KvTypes> types;
+  if (options.keys.size() * options.values.size() > kMaxBenchTests)
+    throw UsageError(fmt::format("more than {} tests", kMaxBenchTests));
+  for (const DType key : options.keys)
+    for (const DType value : options.values) types.push_back({key, value});
+  return types;
+}
+
 }  // namespace
 
 int RunBench(const Command& command, std::vector<std::string> args) {
@@ -239,6 +251,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   MoveSvg(args);
   if (!line.Parse(std::move(args))) return kGood;
   const std::vector<BenchTest> tests = ListTests(options);
+  const std::vector<KvTypes> all_kv_types = ListKvTypes(options);
   options.sparsity.Check();
   options.roofline |= options.svg.has_value();
   BenchAbout about;
@@ -264,24 +277,27 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   for (const int n_threads : options.threads) {
     std::optional<Roofs> roofs;
     if (options.roofline) roofs = MeasureRoofs(Team(n_threads).size(), about.float_weights);
-    const auto engine = LoadEngine(file, model,
-                                   {.n_ctx = n_ctx,
-                                    .n_threads = n_threads,
-                                    .max_sequences = n_sequences,
-                                    .load = {.ffn = ffn},
-                                    .tracer = trace.tracer()},
-                                   options.cache_packed);
-    const auto measure = [&](const BenchTest& test, std::optional<int> busy_cpu) {
-      results.push_back(RunTest(*engine, *tokenizer, model, test, options.repetitions, busy_cpu));
-      results.back().roofs = roofs;
-      WriteOut(format->Row(results.back()));
-    };
-    for (const BenchTest& test : tests) {
-      measure(test, std::nullopt);
-      if (test.n_prompt > 0) continue;
-      for (const int cpu : busy_cpus) measure(test, cpu);
+    for (const KvTypes kv_types : all_kv_types) {
+      const auto engine = LoadEngine(file, model,
+                                     {.n_ctx = n_ctx,
+                                      .n_threads = n_threads,
+                                      .max_sequences = n_sequences,
+                                      .kv_types = kv_types,
+                                      .load = {.ffn = ffn},
+                                      .tracer = trace.tracer()},
+                                     options.cache_packed);
+      const auto measure = [&](const BenchTest& test, std::optional<int> busy_cpu) {
+        results.push_back(RunTest(*engine, *tokenizer, model, test, options.repetitions, busy_cpu));
+        results.back().roofs = roofs;
+        WriteOut(format->Row(results.back()));
+      };
+      for (const BenchTest& test : tests) {
+        measure(test, std::nullopt);
+        if (test.n_prompt > 0) continue;
+        for (const int cpu : busy_cpus) measure(test, cpu);
+      }
+      if (const std::string said = DescribeNeurons(engine->TakeNeuronCount()); !said.empty()) Note("{}", said);
     }
-    if (const std::string said = DescribeNeurons(engine->TakeNeuronCount()); !said.empty()) Note("{}", said);
   }
   WriteOut(format->End());
   trace.Write();

@@ -16,6 +16,7 @@
 #include "models/tokenizer.h"
 #include "runtime/catalog.h"
 #include "runtime/commands/commands.h"
+#include "runtime/kv_types.h"
 #include "runtime/line_editor.h"
 #include "runtime/load.h"
 #include "runtime/progress.h"
@@ -35,6 +36,7 @@ struct ChatOptions {
   int64_t seed = -1;
   GenerateOptions generate;
   bool raw = false, cache_packed = false;
+  KvTypes kv_types;
   SparsityFlag sparsity;
 };
 
@@ -55,6 +57,7 @@ void AddFlags(CommandLine& line, ChatOptions& options) {
   line.AddInt("-t,--threads", &options.n_threads, 1, kMaxThreads, "Threads (one per physical core)");
   line.AddInt("--tb,--threads-batch", &options.n_threads_batch, 1, kMaxThreads,
               "Threads while reading a prompt; also -tb (as many as -t)");
+  AddKvTypes(line, &options.kv_types);
   line.AddFlag("--cache-packed", &options.cache_packed, kCachePackedHelp);
   options.sparsity.AddFlag(line);
   line.AddInt("-s,--seed", &options.seed, -1, UINT32_MAX, "Seed of the choice of words (-1: another one each time)");
@@ -173,6 +176,7 @@ class Chat {
                          {.n_ctx = options_.n_ctx,
                           .n_threads = options_.n_threads,
                           .n_threads_batch = options_.n_threads_batch,
+                          .kv_types = options_.kv_types,
                           .load = {.ffn = options_.sparsity.Choose(model)},
                           .tracer = tracer},
                          options_.cache_packed);

@@ -7,6 +7,7 @@
 #include "models/model.h"
 #include "runtime/commands/commands.h"
 #include "runtime/engine.h"
+#include "runtime/kv_types.h"
 #include "runtime/text_io.h"
 
 namespace thermocline {
@@ -111,13 +112,13 @@ std::string Architecture(const ModelConfig& c) {
   return out + "\n";
 }
 
-std::string Memory(const Model& model) {
+std::string Memory(const Model& model, KvTypes kv_types) {
   const auto weights = static_cast<double>(PackedWeightBytes(model));
   std::string out = fmt::format("\nMemory: weights and scratch {}, and for a context of\n", HumanBytes(weights));
   const int train = model.config.n_ctx_train;
   int n_ctx = 512;
   while (true) {
-    const auto kv = static_cast<double>(KvBytes(model.config, n_ctx));
+    const auto kv = static_cast<double>(KvBytes(model.config, kv_types, n_ctx));
     out += fmt::format("  {:>8} tokens {:>10} more, together {}\n", n_ctx, HumanBytes(kv), HumanBytes(weights + kv));
     if (n_ctx >= train || n_ctx > kMaxTrainContext / 4) break;
     n_ctx = std::min(train, n_ctx * 4);
@@ -129,7 +130,9 @@ std::string Memory(const Model& model) {
 
 int RunInspect(const Command& command, std::vector<std::string> args) {
   CommandLine line(command);
+  KvTypes kv_types;
   line.AddModel();
+  AddKvTypes(line, &kv_types);
   if (!line.Parse(std::move(args))) return kGood;
 
   const GgufFile file = GgufFile::Open(line.ModelPath());
@@ -141,7 +144,7 @@ int RunInspect(const Command& command, std::vector<std::string> args) {
   try {
     const Model model = Model::FromGguf(file);
     out += Architecture(model.config);
-    out += Memory(model);
+    out += Memory(model, kv_types);
   } catch (const Error& error) {
     out += fmt::format("\nThis model cannot run here: {}\n", TerminalSafe(error.what()));
   }

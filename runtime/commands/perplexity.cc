@@ -7,6 +7,7 @@
 #include "models/limits.h"
 #include "models/tokenizer.h"
 #include "runtime/commands/commands.h"
+#include "runtime/kv_types.h"
 #include "runtime/load.h"
 #include "runtime/sparsity.h"
 #include "runtime/text_io.h"
@@ -25,8 +26,10 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   line.AddInt("--chunks", &chunks, -1, kMaxContext, "Chunks at most (-1: all)");
   line.AddInt("-t,--threads", &n_threads, 1, kMaxThreads, "Threads (one per physical core)");
   bool cache_packed = false;
+  KvTypes kv_types;
   TraceFile trace;
   SparsityFlag sparsity;
+  AddKvTypes(line, &kv_types);
   line.AddFlag("--cache-packed", &cache_packed, kCachePackedHelp);
   sparsity.AddFlag(line);
   trace.AddFlag(line);
@@ -43,10 +46,13 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   const auto tokenizer = Tokenizer::FromGguf(file);
   const std::string text = ValidText(*path == "-" ? ReadInput() : ReadText(*path), *path);
   const auto tokens = tokenizer->Encode(text, {.add_bos_eos = true, .parse_special = false});
-  const auto engine = LoadEngine(
-      file, model,
-      {.n_ctx = n_ctx, .n_threads = n_threads, .load = {.ffn = sparsity.Choose(model)}, .tracer = trace.tracer()},
-      cache_packed);
+  const auto engine = LoadEngine(file, model,
+                                 {.n_ctx = n_ctx,
+                                  .n_threads = n_threads,
+                                  .kv_types = kv_types,
+                                  .load = {.ffn = sparsity.Choose(model)},
+                                  .tracer = trace.tracer()},
+                                 cache_packed);
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);
 
   PerplexityOptions options{.n_ctx = n_ctx, .max_chunks = chunks};

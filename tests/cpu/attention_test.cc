@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -19,11 +20,16 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 struct Shape {
   int n_queries, head_dim, window, n_pages, first_token;
   int n_tokens;  // written; the slots behind them hold NaN
+  KvTypes types = {};
 };
+
+constexpr KvTypes kF16{}, kQ8{DType::kQ8_0, DType::kQ8_0};
+constexpr KvTypes kTypes[] = {kF16, kQ8, {DType::kQ8_0, DType::kF16}, {DType::kF16, DType::kQ8_0}};
 
 std::ostream& operator<<(std::ostream& out, const Shape& s) {
   return out << s.n_queries << " queries, head_dim " << s.head_dim << ", window " << s.window << ", " << s.n_pages
-             << " pages from token " << s.first_token << ", " << s.n_tokens << " tokens";
+             << " pages from token " << s.first_token << ", " << s.n_tokens << " tokens, " << Info(s.types.key).name
+             << " keys, " << Info(s.types.value).name << " values";
 }
 
 // One split with every buffer between guard pages.
@@ -40,11 +46,12 @@ struct Case {
       position[i] = shape.first_token + shape.n_tokens - 1 - (shape.n_queries - 1 - i) / 3;
     const VectorOps& reference = VectorOpsFor(Isa::kScalar);
     for (int p = 0; p < shape.n_pages; ++p) {
-      pages.push_back(std::make_unique<GuardedBuffer<uint16_t>>(size_t{2} * shape.head_dim * kPageTokens, 2, flush));
+      const size_t bytes = KvHeadBytes(shape.types, shape.head_dim);
+      pages.push_back(std::make_unique<GuardedBuffer<uint8_t>>(bytes, 2, flush));
       page_pointers.push_back(pages.back()->data());
       for (int slot = 0; slot < kPageTokens && p * kPageTokens + slot < shape.n_tokens; ++slot) {
         const std::vector<float> key = random.Normals(shape.head_dim), value = random.Normals(shape.head_dim);
-        reference.store_kv(key.data(), value.data(), shape.head_dim, slot, pages.back()->data());
+        reference.store_kv(shape.types, key.data(), value.data(), shape.head_dim, slot, pages.back()->data());
       }
     }
   }
@@ -53,9 +60,43 @@ struct Case {
   Flush flush;
   GuardedBuffer<float> q;
   GuardedBuffer<int32_t> position;
-  std::vector<std::unique_ptr<GuardedBuffer<uint16_t>>> pages;
-  std::vector<const uint16_t*> page_pointers;
+  std::vector<std::unique_ptr<GuardedBuffer<uint8_t>>> pages;
+  std::vector<const uint8_t*> page_pointers;
 };
+
+// The keys (or the values) of a page, by what cpu/kv_layout.h says of them.
+struct PageSide {
+  PageSide(const Shape& shape, const uint8_t* page, bool keys)
+      : type(keys ? shape.types.key : shape.types.value),
+        head_dim(shape.head_dim),
+        keys(keys),
+        bytes(page + (keys ? 0 : KvSideBytes(shape.types.key, shape.head_dim))) {}
+
+  size_t Index(int slot, int d) const { return keys ? d * 64 + slot : slot * head_dim + d; }
+  size_t ScaleBytes() const { return (head_dim + 31) / 32 * 64 * 2; }
+  uint16_t Half(size_t i) const { return static_cast<uint16_t>(bytes[2 * i] | bytes[2 * i + 1] << 8); }
+  float At(int slot, int d) const {
+    if (type == DType::kF16) return HalfToFloat(Half(Index(slot, d)));
+    return HalfToFloat(Half(d / 32 * 64 + slot)) * static_cast<int8_t>(bytes[ScaleBytes() + Index(slot, d)]);
+  }
+
+  DType type;
+  int head_dim;
+  bool keys;
+  const uint8_t* bytes;
+};
+
+// Gives every F16 number of a token, which is its scales where it is Q8_0, the same bits.
+void Spoil(const Case& c, int token, uint16_t bits) {
+  uint8_t* page = c.pages[token / kPageTokens]->data();
+  for (const bool keys : {true, false}) {
+    const PageSide side(c.shape, page, keys);
+    for (int d = 0; d < c.shape.head_dim; ++d) {
+      const size_t i = side.type == DType::kF16 ? side.Index(token % 64, d) : d / 32 * 64 + token % 64;
+      std::memcpy(page + (side.bytes - page) + 2 * i, &bits, 2);
+    }
+  }
+}
 
 struct Result {
   std::vector<float> max, sum, acc;
@@ -70,6 +111,7 @@ Result Run(const VectorOps& ops, const Case& c, int first, int n, int first_page
                        .n_queries = n,
                        .head_dim = c.shape.head_dim,
                        .window = c.shape.window,
+                       .types = c.shape.types,
                        .pages = c.page_pointers.data() + first_page,
                        .n_pages = n_pages,
                        .next = nullptr,
@@ -137,30 +179,36 @@ void ForEachIsa(const Body& body) {
 }
 
 TEST_CASE("the reference is softmax(q K^T) V") {
-  const Shape shape{2, 5, 0, 2, 0, 70};
-  const Case c(shape, Flush::kEnd);
-  const std::vector<float> actual = Normalized(Run(VectorOpsFor(Isa::kScalar), c), 5);
-  for (int i = 0; i < 2; ++i) {
-    std::vector<double> weighted(5, 0);
-    double sum = 0;
-    for (int t = 0; t <= c.position[i]; ++t) {
-      const uint16_t* page = c.page_pointers[t / kPageTokens];
-      const int slot = t % kPageTokens;
-      double score = 0;
-      for (int d = 0; d < 5; ++d) score += double{c.q[i * 5 + d]} * HalfToFloat(page[d * kPageTokens + slot]);
-      sum += std::exp(score);
-      for (int d = 0; d < 5; ++d) weighted[d] += std::exp(score) * HalfToFloat(page[5 * kPageTokens + slot * 5 + d]);
+  for (const KvTypes types : kTypes)
+    for (const int head_dim : {5, 70}) {
+      const Shape shape{2, head_dim, 0, 2, 0, 70, types};
+      CAPTURE(shape);
+      const Case c(shape, Flush::kEnd);
+      const std::vector<float> actual = Normalized(Run(VectorOpsFor(Isa::kScalar), c), head_dim);
+      for (int i = 0; i < 2; ++i) {
+        std::vector<double> weighted(head_dim, 0);
+        double sum = 0;
+        for (int t = 0; t <= c.position[i]; ++t) {
+          const uint8_t* page = c.page_pointers[t / 64];
+          const PageSide keys(shape, page, true), values(shape, page, false);
+          double score = 0;
+          for (int d = 0; d < head_dim; ++d) score += double{c.q[i * head_dim + d]} * keys.At(t % 64, d);
+          sum += std::exp(score);
+          for (int d = 0; d < head_dim; ++d) weighted[d] += std::exp(score) * values.At(t % 64, d);
+        }
+        for (int d = 0; d < head_dim; ++d)
+          CHECK(actual[i * head_dim + d] == doctest::Approx(weighted[d] / sum).epsilon(1e-5));
+      }
     }
-    for (int d = 0; d < 5; ++d) CHECK(actual[i * 5 + d] == doctest::Approx(weighted[d] / sum).epsilon(1e-5));
-  }
 }
 
 TEST_CASE("attention_split equals the reference over head dims and numbers of queries") {
   ForEachIsa([](const VectorOps& ops) {
     for (int head_dim : {1, 2, 7, 8, 9, 15, 16, 17, 24, 31, 32, 48, 64, 80, 96, 128, 256})
       for (int n_queries : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 32})
-        for (Flush flush : {Flush::kEnd, Flush::kStart})
-          CheckAgainstReference(ops, {n_queries, head_dim, 0, 2, 0, 100}, flush);
+        for (KvTypes types : kTypes)
+          for (Flush flush : {Flush::kEnd, Flush::kStart})
+            CheckAgainstReference(ops, {n_queries, head_dim, 0, 2, 0, 100, types}, flush);
   });
 }
 
@@ -170,8 +218,9 @@ TEST_CASE("attention_split equals the reference over windows, partial pages and 
       for (int window : {0, 1, 2, 16, 63, 64, 65, 512})
         for (int n_tokens : {1, 2, 15, 16, 63, 64, 65, 128, 130, 511, 512})
           for (int first_token : {0, 64 * 1000})
-            CheckAgainstReference(ops, {n_queries, 24, window, (n_tokens + 63) / 64, first_token, n_tokens},
-                                  Flush::kEnd);
+            for (KvTypes types : {kF16, kQ8})
+              CheckAgainstReference(ops, {n_queries, 24, window, (n_tokens + 63) / 64, first_token, n_tokens, types},
+                                    Flush::kEnd);
   });
 }
 
@@ -197,58 +246,62 @@ TEST_CASE("a query that sees nothing leaves a neutral state") {
 TEST_CASE("a query's result is the same bits alone and among others") {
   ForEachIsa([](const VectorOps& ops) {
     for (int head_dim : {7, 24, 64, 256})
-      for (int window : {0, 40}) {
-        Case c({32, head_dim, window, 4, 128, 250}, Flush::kEnd);
-        // Positions that mask whole pages, parts of pages and nothing, next to each other.
-        Random random(7);
-        for (int i = 0; i < 32; i += 3) c.position[i] = 128 + random.Int(-5, 255);
-        const Result all = Run(ops, c);
-        for (int n : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12})
-          for (int first = 0; first + n <= 32; first += n) {
-            const Result part = Run(ops, c, first, n, 0, 4);
-            for (int i = 0; i < n; ++i) {
-              CAPTURE(n);
-              CAPTURE(first + i);
-              CheckSameResult(Row(part, i, head_dim), Row(all, first + i, head_dim));
+      for (int window : {0, 40})
+        for (KvTypes types : {kF16, kQ8}) {
+          Case c({32, head_dim, window, 4, 128, 250, types}, Flush::kEnd);
+          CAPTURE(c.shape);
+          // Positions that mask whole pages, parts of pages and nothing, next to each other.
+          Random random(7);
+          for (int i = 0; i < 32; i += 3) c.position[i] = 128 + random.Int(-5, 255);
+          const Result all = Run(ops, c);
+          for (int n : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12})
+            for (int first = 0; first + n <= 32; first += n) {
+              const Result part = Run(ops, c, first, n, 0, 4);
+              for (int i = 0; i < n; ++i) {
+                CAPTURE(n);
+                CAPTURE(first + i);
+                CheckSameResult(Row(part, i, head_dim), Row(all, first + i, head_dim));
+              }
             }
-          }
-      }
+        }
   });
 }
 
 TEST_CASE("NaN and infinities of hidden slots, other queries and other tokens change nothing") {
   ForEachIsa([](const VectorOps& ops) {
     constexpr int kHeadDim = 24;
-    Case c({6, kHeadDim, 0, 2, 0, 128}, Flush::kEnd);
-    for (int i = 0; i < 6; ++i) c.position[i] = 90 + i;
-    const Result clean = Run(ops, c);
-    // Token 93 is seen by queries 3 to 5 only.
-    for (uint16_t bad : {0x7E00, 0xFFFF, 0x7C00, 0xFC00}) {
-      uint16_t* page = c.pages[1]->data();
-      const std::vector<uint16_t> before = c.pages[1]->ToVector();
-      for (int d = 0; d < kHeadDim; ++d) {
-        page[d * kPageTokens + 93 - 64] = bad;
-        page[kHeadDim * kPageTokens + (93 - 64) * kHeadDim + d] = bad;
+    for (KvTypes types : kTypes) {
+      Case c({6, kHeadDim, 0, 2, 0, 128, types}, Flush::kEnd);
+      CAPTURE(c.shape);
+      for (int i = 0; i < 6; ++i) c.position[i] = 90 + i;
+      const Result clean = Run(ops, c);
+      // Token 93 is seen by queries 3 to 5 only.
+      for (uint16_t bad : {0x7E00, 0xFFFF, 0x7C00, 0xFC00}) {
+        const std::vector<uint8_t> before = c.pages[1]->ToVector();
+        Spoil(c, 93, bad);
+        const Result dirty = Run(ops, c);
+        for (int i = 0; i < 3; ++i) CheckSameResult(Row(dirty, i, kHeadDim), Row(clean, i, kHeadDim));
+        for (int i = 3; i < 6; ++i) CHECK(!std::isfinite(dirty.acc[i * kHeadDim]));
+        std::copy(before.begin(), before.end(), c.pages[1]->data());
       }
-      const Result dirty = Run(ops, c);
-      for (int i = 0; i < 3; ++i) CheckSameResult(Row(dirty, i, kHeadDim), Row(clean, i, kHeadDim));
-      std::copy(before.begin(), before.end(), page);
-    }
-    for (float bad : {std::numeric_limits<float>::quiet_NaN(), kInf, -kInf}) {
-      const float before = c.q[0];
-      c.q[0] = bad;
-      const Result dirty = Run(ops, c);
-      for (int i = 1; i < 6; ++i) CheckSameResult(Row(dirty, i, kHeadDim), Row(clean, i, kHeadDim));
-      c.q[0] = before;
+      for (float bad : {std::numeric_limits<float>::quiet_NaN(), kInf, -kInf}) {
+        const float before = c.q[0];
+        c.q[0] = bad;
+        const Result dirty = Run(ops, c);
+        for (int i = 1; i < 6; ++i) CheckSameResult(Row(dirty, i, kHeadDim), Row(clean, i, kHeadDim));
+        c.q[0] = before;
+      }
     }
   });
 }
 
 TEST_CASE("pages that are wholly hidden are as if they were not there") {
   ForEachIsa([](const VectorOps& ops) {
-    Case c({5, 24, 70, 6, 0, 384}, Flush::kEnd);
-    for (int i = 0; i < 5; ++i) c.position[i] = 250 + i;  // sees tokens of pages 2 and 3 only
-    CheckSameResult(Run(ops, c, 0, 5, 2, 2), Run(ops, c));
+    for (KvTypes types : {kF16, kQ8}) {
+      Case c({5, 24, 70, 6, 0, 384, types}, Flush::kEnd);
+      for (int i = 0; i < 5; ++i) c.position[i] = 250 + i;  // sees tokens of pages 2 and 3 only
+      CheckSameResult(Run(ops, c, 0, 5, 2, 2), Run(ops, c));
+    }
   });
 }
 

@@ -25,10 +25,15 @@ TEST_CASE("attention counts the tokens that each row sees, and reads those that 
         int64_t pairs = 0;
         for (int p = first; p < first + rows; ++p) pairs += window ? std::min(window, p + 1) : p + 1;
         const int64_t first_seen = window ? std::max(0, first - window + 1) : 0;
-        Work work{1, 2};  // it adds
-        OpCost(model, op).AddSpan(first, rows, work);
-        CHECK(work.ops == 2 + pairs * 6 * 16 * 4);
-        CHECK(work.bytes == 1 + (first + rows - first_seen) * 2 * 16 * 4);
+        const auto check = [&](KvTypes types, int bytes_per_head) {
+          Work work{1, 2};  // it adds
+          OpCost(model, op, types).AddSpan(first, rows, work);
+          CHECK(work.ops == 2 + pairs * 6 * 16 * 4);
+          CHECK(work.bytes == 1 + (first + rows - first_seen) * 2 * bytes_per_head);
+        };
+        check({}, 16 * 2 + 16 * 2);
+        check({DType::kQ8_0, DType::kQ8_0}, 16 + 2 + 16 + 2);
+        check({DType::kQ8_0, DType::kF16}, 16 + 2 + 16 * 2);
       }
 }
 

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -340,26 +341,58 @@ TEST_CASE("quantize: NaN is zero, infinities are the largest value, nothing over
 }
 
 TEST_CASE("store_kv is the same bits on every ISA, and touches one slot") {
-  ForEach({1, 7, 8, 16, 17, 24, 64, 80, 256}, [](const VectorOps& ops, int head_dim, Flush flush) {
+  ForEach({1, 7, 8, 16, 17, 24, 32, 33, 64, 80, 256}, [](const VectorOps& ops, int head_dim, Flush flush) {
     Random random(head_dim);
     std::vector<float> key = random.Normals(head_dim), value = random.Normals(head_dim, 1e-6f);
     const float special[] = {kNan, kInf, -kInf, 65520.f, -7e4f, 65519.99f, 6e-8f, -0.f};
     for (int i = 0; i < head_dim && i < 8; ++i) key[(i * 7) % head_dim] = value[(i * 3) % head_dim] = special[i];
     const GuardedBuffer<float> key_in(key, 4, flush), value_in(value, 4, flush);
-    for (int slot : {0, 1, 37, 63}) {
-      const size_t n = size_t{2} * kPageTokens * head_dim;
-      GuardedBuffer<uint16_t> page(n, 2, flush);
-      std::vector<uint16_t> expected(n, 0xFFFF);
-      ops.store_kv(key_in.data(), value_in.data(), head_dim, slot, page.data());
-      Reference().store_kv(key.data(), value.data(), head_dim, slot, expected.data());
-      CheckSame<uint16_t>(page.ToVector(), expected);
-      for (int d = 0; d < head_dim; ++d) {
-        const float stored = HalfToFloat(page[size_t(d) * kPageTokens + slot]);
-        if (!std::isnan(key[d])) CHECK(std::isfinite(stored));
-        if (std::isnan(key[d])) CHECK(std::isnan(stored));
-      }
-    }
+    for (const DType key_type : {DType::kF16, DType::kQ8_0})
+      for (const DType value_type : {DType::kF16, DType::kQ8_0})
+        for (int slot : {0, 1, 37, 63}) {
+          const KvTypes types{key_type, value_type};
+          const size_t n = KvHeadBytes(types, head_dim);
+          GuardedBuffer<uint8_t> page(n, 2, flush);
+          std::vector<uint8_t> expected(n, 0xFF);
+          ops.store_kv(types, key_in.data(), value_in.data(), head_dim, slot, page.data());
+          Reference().store_kv(types, key.data(), value.data(), head_dim, slot, expected.data());
+          CheckSame<uint8_t>(page.ToVector(), expected);
+        }
   });
+}
+
+TEST_CASE("store_kv in F16 rounds to nearest, clamps what is too large and keeps NaN") {
+  const std::vector<float> key = {1.f, 65520.f, -kInf, kNan}, value = {1.00048828125f, -7e4f, 0.f, kInf};
+  std::vector<uint8_t> page(KvHeadBytes({}, 4));
+  Reference().store_kv({}, key.data(), value.data(), 4, 3, page.data());
+  const auto half = [&](size_t i) { return HalfToFloat(static_cast<uint16_t>(page[2 * i] | page[2 * i + 1] << 8)); };
+  for (int d = 0; d < 3; ++d) CHECK(half(d * 64 + 3) == std::vector{1.f, 65504.f, -65504.f}[d]);
+  CHECK(std::isnan(half(3 * 64 + 3)));
+  for (int d = 0; d < 4; ++d) CHECK(half(4 * 64 + 3 * 4 + d) == std::vector{1.f, -65504.f, 0.f, 65504.f}[d]);
+}
+
+TEST_CASE("store_kv in Q8_0 errs by half a step, clamps what is too large, and NaN becomes 0") {
+  constexpr int kHeadDim = 40, kSlot = 5;
+  constexpr KvTypes kTypes{DType::kQ8_0, DType::kF16};
+  for (const float deviation : {1.f, 1e-3f, 1e3f, 1e6f, 1e-9f}) {
+    CAPTURE(deviation);
+    std::vector<float> key = Random(3).Normals(kHeadDim, deviation);
+    key[2] = kNan, key[35] = kNan;
+    std::vector<uint8_t> page(KvHeadBytes(kTypes, kHeadDim));
+    Reference().store_kv(kTypes, key.data(), key.data(), kHeadDim, kSlot, page.data());
+    for (int d = 0; d < kHeadDim; ++d) {
+      const size_t at = 2 * (d / 32 * 64 + kSlot);
+      const float scale = HalfToFloat(static_cast<uint16_t>(page[at] | page[at + 1] << 8));
+      const float stored = scale * static_cast<int8_t>(page[2 * 2 * 64 + d * 64 + kSlot]);
+      float largest = 0;
+      for (int i = d / 32 * 32; i < std::min(kHeadDim, d / 32 * 32 + 32); ++i)
+        if (!std::isnan(key[i])) largest = std::max(largest, std::min(65504.f, std::fabs(key[i])));
+      const float wanted = std::isnan(key[d]) ? 0 : std::clamp(key[d], -65504.f, 65504.f);
+      // A scale is within 2^-11 of the largest value over 127, or of the smallest F16.
+      CHECK(std::fabs(scale - largest / 127) <= std::max(scale * 0x1p-11f, 0x1p-25f));
+      CHECK(std::fabs(stored - wanted) <= std::max(0.5f * scale * 1.14f, 127 * 0x1p-25f));
+    }
+  }
 }
 
 TEST_CASE("float_gemv equals the reference for every type, and a row does not depend on its neighbours") {

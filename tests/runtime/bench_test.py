@@ -16,10 +16,15 @@ PROJECTIONS = 4 * N_EMBD * N_EMBD + 3 * N_FF * N_EMBD   # weights of the layer
 HEAD = len(TOKENS) * N_EMBD
 
 
-def work(n_prompt, n_gen, n_depth=0, n_parallel=1):
-    """Bytes and operations of a test of this file's models, in F32 with a KV of F16; up to 512 rows are one step."""
+def kv_bytes(kind):
+    """What keys, or values, of a token take: a head of N_EMBD dims, 32 of which share a scale."""
+    return 2 * N_EMBD if kind == "f16" else N_EMBD + 2 * -(-N_EMBD // 32)
+
+
+def work(n_prompt, n_gen, n_depth=0, n_parallel=1, types=("f16", "f16")):
+    """Bytes and operations of a test of this file's models, in F32; up to 512 rows are one step."""
     steps = [(n_depth, n_prompt)] * (n_prompt > 0) + [(n_depth + n_prompt + i, 1) for i in range(n_gen)]
-    n_bytes = sum(4 * (PROJECTIONS + HEAD) + n_parallel * 4 * N_EMBD * (at + rows) for at, rows in steps)
+    n_bytes = sum(4 * (PROJECTIONS + HEAD) + n_parallel * sum(map(kv_bytes, types)) * (at + rows) for at, rows in steps)
     ops = sum(2 * rows * PROJECTIONS + 2 * HEAD + 4 * N_EMBD * sum(at + r + 1 for r in range(rows)) for at, rows in steps)
     return n_bytes, n_parallel * ops
 
@@ -76,12 +81,30 @@ class Bench(unittest.TestCase):
         self.assertIn(" tg2 x3 @ d5 |", table)
         self.assertIn(" tg2 @ d5 |", table)
 
+    def test_types_of_the_kv_cache(self):
+        both = ["f16", "q8_0"]
+        rows = json.loads(self.bench("-p", "5", "-n", "2", "-d", "70", "-r", "1", "-t", "1,2", "-o", "json", "--roofline",
+                                     "-ctk", "f16,q8_0", "--cache-type-v", "q8_0,f16"))
+        self.assertEqual([(row["type_k"], row["type_v"], row["n_threads"], row["n_prompt"]) for row in rows],
+                         [(k, v, t, p) for t in (1, 2) for k in both for v in reversed(both) for p in (5, 0)])
+        for row in rows:
+            self.assertEqual((row["bytes"], row["ops"]),
+                             work(row["n_prompt"], row["n_gen"], 70, types=(row["type_k"], row["type_v"])))
+        table = self.bench("-p", "0", "-n", "2", "-r", "1", "-ctk", "q8_0", "-ctv", "q8_0,f16")
+        self.assertIn(" tg2, KV q8_0 |", table)
+        self.assertIn(" tg2, KV q8_0/f16 |", table)
+
     def test_wrong_usage(self):
         for args, message in [
             (["-npl", "0"], "--npl: 0 is out of range; it goes from 1 to 512"),
             (["-npl", "4,513"], "--npl: 513 is out of range; it goes from 1 to 512"),
             (["-npl", "1-512", "-n", "1,2"], "more than 1000 tests"),
             (["-npl"], "--npl needs a value"),
+            (["-ctk"], "--ctk needs a value"),
+            (["-ctk", "f16,"], "--ctk: '' is none of f16, q8_0"),
+            (["-ctv", "q4_0"], "--ctv: 'q4_0' is none of f16, q8_0"),
+            (["-ctv", "F16\x1b"], "is none of f16, q8_0"),
+            (["-ctk", ",".join(["f16"] * 1001)], "--ctk: more than 1000 types"),
             (["-p", "5-"], "-p/--n-prompt: '' is not a whole number"),
             (["-p", "9-5"], "9-5 begins above its end"),
             (["-p", "0-8*2"], "0-8*2 never ends"),

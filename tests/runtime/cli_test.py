@@ -43,6 +43,10 @@ class Usage(unittest.TestCase):
             (["chat", "--top-p", "1.5"], "--top-p: 1.5 is out of range; it goes from 0 to 1"),
             (["chat", "--min-p", "-0.1"], "--min-p: -0.1 is out of range"),
             (["chat", "--repeat-penalty", "0"], "--repeat-penalty: 0 is out of range"),
+            (["chat", "-ctk", "q4_0"], "--ctk: 'q4_0' is none of f16, q8_0"),
+            (["chat", "--cache-type-v", "Q8_0"], "--ctv: 'Q8_0' is none of f16, q8_0"),
+            (["perplexity", "-ctv", ""], "--ctv: '' is none of f16, q8_0"),
+            (["inspect", "-ctk"], "--ctk needs a value"),
             (["chat", "--stop=", "-p", "x"], "--stop: an empty text"),
             (["chat", "--raw", "-sys", "x", "-p", "y"], "exclude each other"),
             (["tokenize", "-p", "x", "-f", "y"], "exclude each other"),
@@ -175,6 +179,10 @@ class Text(unittest.TestCase):
         for part in ("general.architecture", "llama", "blk.0.attn_q.weight", "288 x 288", "F32", "Architecture llama",
                      "1 layers, embedding 288", "Memory: ", "512 tokens"):
             self.assertIn(part, out)
+        # Of a token 288 keys and as many values: 2 bytes each, or 1 and a scale of 2 per 32.
+        for flags, size in [([], "589.8 kB"), (["-ctk", "q8_0"], "451.6 kB"),
+                            (["-ctk", "q8_0", "--cache-type-v", "q8_0"], "313.3 kB")]:
+            self.assertRegex(run("inspect", PARIS, *flags).stdout.decode(), f" 512 tokens +{size} more")
         strange = run("inspect", STRANGER)
         self.assertEqual(strange.returncode, 0)
         self.assertIn("No tensors", strange.stdout.decode())

@@ -85,30 +85,34 @@ TEST_CASE("paging: spans of 1, 7 and 512, shuffled pages and a neighbour change 
     CAPTURE(tiny.file);
     const GgufFile file = GgufFile::Open(tiny.path());
     const Model model = Model::FromGguf(file);
-    Engine alone(file, model, {.n_ctx = 256, .n_threads = 1});
-    const auto expected = test::Feed(alone, alone.NewSequence(), tiny.tokens, 512);
-    for (const int span : {1, 7, 512}) {
-      CAPTURE(span);
-      Engine engine(file, model, {.n_ctx = 256, .n_threads = 2, .max_sequences = 2, .page_seed = 12345});
-      const int first = engine.NewSequence(), second = engine.NewSequence();
-      std::vector<TokenId> other(tiny.tokens.rbegin(), tiny.tokens.rend());
-      // Interleaved: both sequences in every step, so that their pages alternate and their rows share products.
-      std::vector<std::vector<float>> logits;
-      for (size_t at = 0; at < tiny.tokens.size();) {
-        Batch batch;
-        const size_t end = std::min(tiny.tokens.size(), at + std::min(span, 250));
-        for (size_t i = at; i < end; ++i)
-          batch.push_back({other[i], second, static_cast<int>(i), RowKind::kPrompt, false});
-        for (size_t i = at; i < end; ++i)
-          batch.push_back({tiny.tokens[i], first, static_cast<int>(i), RowKind::kPrompt, true});
-        engine.Step(batch);
-        for (size_t i = at; i < end; ++i) {
-          const auto row = engine.Logits(static_cast<int>(i - at));
-          logits.emplace_back(row.begin(), row.end());
+    for (const KvTypes kv_types : {KvTypes{}, KvTypes{DType::kQ8_0, DType::kQ8_0}}) {
+      Engine alone(file, model, {.n_ctx = 256, .n_threads = 1, .kv_types = kv_types});
+      const auto expected = test::Feed(alone, alone.NewSequence(), tiny.tokens, 512);
+      for (const int span : {1, 7, 512}) {
+        CAPTURE(span);
+        const EngineOptions options{
+            .n_ctx = 256, .n_threads = 2, .max_sequences = 2, .kv_types = kv_types, .page_seed = 12345};
+        Engine engine(file, model, options);
+        const int first = engine.NewSequence(), second = engine.NewSequence();
+        std::vector<TokenId> other(tiny.tokens.rbegin(), tiny.tokens.rend());
+        // Interleaved: both sequences in every step, so that their pages alternate and their rows share products.
+        std::vector<std::vector<float>> logits;
+        for (size_t at = 0; at < tiny.tokens.size();) {
+          Batch batch;
+          const size_t end = std::min(tiny.tokens.size(), at + std::min(span, 250));
+          for (size_t i = at; i < end; ++i)
+            batch.push_back({other[i], second, static_cast<int>(i), RowKind::kPrompt, false});
+          for (size_t i = at; i < end; ++i)
+            batch.push_back({tiny.tokens[i], first, static_cast<int>(i), RowKind::kPrompt, true});
+          engine.Step(batch);
+          for (size_t i = at; i < end; ++i) {
+            const auto row = engine.Logits(static_cast<int>(i - at));
+            logits.emplace_back(row.begin(), row.end());
+          }
+          at = end;
         }
-        at = end;
+        CHECK(logits == expected);
       }
-      CHECK(logits == expected);
     }
   }
 }

@@ -1,0 +1,54 @@
+// How keys and values stand in memory.
+//
+// A page holds 64 tokens of all layers of its kind; of each layer and KV head the keys, then the values. Either is
+//
+//   F16    keys as (head_dim, 64), values as (64, head_dim)
+//   Q8_0   scales as (groups, 64) F16, then s8 in the order of F16: x = scale * s8, a product that F32 holds exactly
+//
+// where 32 dims of one token are a group with a scale, as in ggml's Q8_0 (groups = ceil(head_dim / 32)). Tokens share
+// nothing, so that forgetting some of a page and going on is exact.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "models/dtype.h"
+#include "models/model.h"
+
+namespace thermocline {
+
+inline constexpr int kPageTokens = 64;
+inline constexpr int kKvGroup = 32;
+inline constexpr int kLayerKinds = 2;  // a block table each: layers that see everything, layers with a window
+
+struct KvTypes {  // F16 or Q8_0
+  DType key = DType::kF16, value = DType::kF16;
+  bool operator==(const KvTypes&) const = default;
+};
+
+// Static, as files compiled for different instruction sets use them.
+static constexpr int64_t KvGroups(int head_dim) { return (head_dim + kKvGroup - 1) / kKvGroup; }
+// What a page takes for the keys, or the values, of one head.
+static constexpr int64_t KvSideBytes(DType type, int head_dim) {
+  const int64_t per_token = type == DType::kQ8_0 ? head_dim + 2 * KvGroups(head_dim) : 2 * int64_t{head_dim};
+  return kPageTokens * per_token;
+}
+static constexpr int64_t KvHeadBytes(KvTypes types, int head_dim) {
+  return KvSideBytes(types.key, head_dim) + KvSideBytes(types.value, head_dim);
+}
+
+// Where a layer's keys and values stand within the pages of its kind.
+struct KvLayout {
+  struct Layer {
+    int kind;
+    int64_t offset_bytes;
+  };
+  KvTypes types;
+  std::vector<Layer> layers;
+  int64_t head_bytes;
+  int64_t page_bytes[kLayerKinds];  // 0: no layer of that kind
+
+  KvLayout(const ModelConfig& config, KvTypes types);
+};
+
+}  // namespace thermocline
