@@ -37,6 +37,9 @@ void TransposeNibbles(uint32_t line[8][kLanes]) {
 // The neuron of a group in nibble t of quad pair j: a panel's line j has quad j in its low nibbles, j + 4 in its high.
 constexpr int NeuronOfNibble(int j, int t) { return 4 * j + t / 2 + 16 * (t % 2); }
 
+// Where 8 bits of output r of panel p stand in the lines of a block.
+constexpr int64_t DownByte(int64_t p, int r) { return 64 * (p / 4) + 4 * r + p % 4; }
+
 float Half(const uint8_t* p) {
   uint16_t half;
   std::memcpy(&half, p, 2);
@@ -140,7 +143,7 @@ void Bundles::PackDown(const FileMatrix& down, int64_t slice, Isa isa) {
         if (format.bits == 8) {  // quad `line`
           for (int p = 0; p < kPanelsPerBlock; ++p)
             for (int i = 0; i < 64; ++i)
-              line_of(4 * line + i % 4)[p * kPanelRows + i / 4] = codes[p * panel_bytes + 64 * line + i] ^ 0x80;
+              line_of(4 * line + i % 4)[DownByte(p, i / 4)] = codes[p * panel_bytes + 64 * line + i];
           continue;
         }
         uint32_t words[8][kLanes];
@@ -200,8 +203,7 @@ void Bundles::DownPanels(int64_t block, int64_t first_group, int64_t n_groups, u
         for (int j = 0; j < 4; ++j) {
           const uint8_t* from = line_of(4 * line + j);
           for (int64_t p = 0; p < n_panels; ++p)
-            for (int r = 0; r < kPanelRows; ++r)
-              codes[p * panel_bytes + 64 * line + 4 * r + j] = from[p * kPanelRows + r] ^ 0x80;
+            for (int r = 0; r < kPanelRows; ++r) codes[p * panel_bytes + 64 * line + 4 * r + j] = from[DownByte(p, r)];
         }
         continue;
       }
@@ -247,12 +249,9 @@ void Bundles::DequantizeDown(int64_t neuron, float* out) const {
   const uint8_t* scales = down_scales(neuron / kBundleNeurons);
   for (int64_t e = 0; e < shape_.n_embd; ++e) {
     const uint8_t* block = codes + e / kDownOutputs * shape_.down_block_bytes();
-    const int64_t in_block = e % kDownOutputs;
-    const int nibble = static_cast<int>(in_block / kLanes);
-    const float code = format.bits == 8
-                           ? static_cast<int8_t>(block[in_block])
-                           : (block[in_block % kLanes * 4 + nibble / 2] >> nibble % 2 * 4 & 15) - format.zero_point;
-    out[e] = Half(scales + 2 * e) * code;
+    const int lane = static_cast<int>(e % kLanes), q = static_cast<int>(e % kDownOutputs / kLanes);
+    const int code = format.bits == 8 ? block[DownByte(q, lane)] : block[4 * lane + q / 2] >> q % 2 * 4 & 15;
+    out[e] = Half(scales + 2 * e) * static_cast<float>(code - format.zero_point);
     if (format.has_min) out[e] += Half(scales + 2 * (shape_.n_outputs() + e));
   }
 }

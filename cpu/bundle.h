@@ -7,7 +7,7 @@
 //                 where a panel has one for each output row: K runs across the lanes
 //   up scales     per 512 k 16 F16 scales, then 16 F16 mins if the type has them
 //   down codes    4 bits: a line per 128 outputs, nibble q of lane i is output 16 q + i
-//                 8 bits: two lines per 128 outputs, output after output, s8: the zero point is subtracted
+//                 8 bits: two lines per 128 outputs, byte b of lane i of line j is output 64 j + 16 b + i
 //   down scales   F16 of each output, then as many mins if the type has them
 //
 // The 32 neurons are one group of the file's down, along n_ff: they share a scale per output. Kept so, down is not
@@ -24,7 +24,7 @@
 namespace thermocline {
 
 // To be raised when any byte of a bundle changes.
-inline constexpr uint64_t kBundleLayoutVersion = 1;
+inline constexpr uint64_t kBundleLayoutVersion = 2;
 
 inline constexpr int kBundleNeurons = 32;  // that share down scales
 inline constexpr int kUpBlockK = 512;      // k per block of up codes: 16 lanes x 32

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <bit>
 
+#include "cpu/activations.h"
+
 namespace thermocline {
 namespace {
 
@@ -22,12 +24,13 @@ uint32_t ActiveMask(const float* gate) {
 struct Neurons {
   int64_t group;
   int n = 0;
-  const uint8_t* bundle[kBundleNeurons];
+  const uint8_t* bundle[kBundleNeurons + 1];  // null behind the last
 
   Neurons(const Bundles& bundles, int64_t group, uint32_t chosen) : group(group) {
     const uint8_t* first = bundles.bundle(group * kBundleNeurons);
     for (; chosen; chosen &= chosen - 1)
       bundle[n++] = first + std::countr_zero(chosen) * bundles.shape().bundle_bytes();
+    bundle[n] = nullptr;
   }
 };
 
@@ -41,21 +44,70 @@ Neurons FindNext(const Bundles& bundles, const BundleRow& row, bool skip, int64_
   return {bundles, 0, 0};
 }
 
+// h of the chosen neurons of a group, rounded as cpu/activations.h says.
+struct RoundedNeurons {
+  alignas(16) int16_t q[kBundleNeurons];
+  float scale;
+  int32_t sum;
+
+  // (kBundleNeurons), 16-byte aligned, zeros behind the chosen ones.
+  explicit RoundedNeurons(const float* h) {
+    constexpr float kLargest = 0x1p120f, kSmallest = 0x1p-100f;
+    const auto load = [h](int i) {
+      const __m128 value = _mm_load_ps(h + i), numbers = _mm_and_ps(value, _mm_cmpord_ps(value, value));
+      return _mm_max_ps(_mm_min_ps(numbers, _mm_set1_ps(kLargest)), _mm_set1_ps(-kLargest));
+    };
+    __m128 largest = _mm_setzero_ps();
+    for (int i = 0; i < kBundleNeurons; i += 4)
+      largest = _mm_max_ps(largest, _mm_andnot_ps(_mm_set1_ps(-0.f), load(i)));
+    largest = _mm_max_ps(largest, _mm_movehl_ps(largest, largest));
+    const float max = _mm_cvtss_f32(_mm_max_ss(largest, _mm_shuffle_ps(largest, largest, 1)));
+    scale = max < kSmallest ? 0 : max / kActivationMax;
+    const __m128 inverse = _mm_set1_ps(max < kSmallest ? 0 : kActivationMax / max);
+    __m128i sums = _mm_setzero_si128();
+    for (int i = 0; i < kBundleNeurons; i += 8) {
+      const __m128i words = _mm_packs_epi32(_mm_cvtps_epi32(_mm_mul_ps(load(i), inverse)),
+                                            _mm_cvtps_epi32(_mm_mul_ps(load(i + 4), inverse)));
+      _mm_store_si128(reinterpret_cast<__m128i*>(q + i), words);
+      sums = _mm_add_epi32(sums, _mm_madd_epi16(words, _mm_set1_epi16(1)));
+    }
+    alignas(16) int32_t parts[4];
+    _mm_store_si128(reinterpret_cast<__m128i*>(parts), sums);
+    sum = parts[0] + parts[1] + parts[2] + parts[3];
+  }
+};
+
 void RunGroup(const BundleKernel& kernel, const Bundles& bundles, const BundleRow& row, bool skip, int64_t group,
               uint32_t active, float* y) {
   const uint32_t chosen = skip ? active : ~0u;
-  const Neurons now(bundles, group, chosen), next = FindNext(bundles, row, skip, group + 1);
-  float h[kBundleNeurons], h_sum = 0;
-  kernel.Up({now.bundle, row.x, h, now.n});
+  Neurons now(bundles, group, chosen);
+  const Neurons next = FindNext(bundles, row, skip, group + 1);
+  alignas(16) float h[kBundleNeurons] = {};
+  const BundleShape& shape = bundles.shape();
+  const int64_t steps = now.n * shape.up_blocks() + (now.n + 1) / 2 * shape.down_blocks();
+  BundlesAhead ahead{.next = next.bundle,
+                     .at = nullptr,
+                     .end = nullptr,
+                     .lines_per_step = next.n * shape.bundle_bytes() / 64 / steps + 1,
+                     .scales = bundles.down_scales(next.group)};
+  kernel.Up({now.bundle, row.x, h, now.n, &ahead});
   const float* gate = row.gate + group * kBundleNeurons;
   int n = 0;
   for (uint32_t left = chosen; left; left &= left - 1, ++n) {
     const int i = std::countr_zero(left);
     h[n] = active >> i & 1 ? gate[i] * h[n] : 0;
-    h_sum += h[n];
   }
-  kernel.Down(
-      {now.bundle, h, bundles.down_scales(group), y, n, h_sum, next.bundle, bundles.down_scales(next.group), next.n});
+  if (n % 2) now.bundle[n] = now.bundle[0];  // with q = 0
+  const RoundedNeurons rounded(h);
+  kernel.Down({.bundle = now.bundle,
+               .q = rounded.q,
+               .scales = bundles.down_scales(group),
+               .y = y,
+               .n = n + n % 2,
+               .scale = rounded.scale,
+               .sum = rounded.scale * static_cast<float>(rounded.sum),
+               .correction = -shape.down_format().zero_point * rounded.sum,
+               .ahead = &ahead});
 }
 
 }  // namespace

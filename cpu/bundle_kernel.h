@@ -8,8 +8,9 @@
 //   up      lane l of 16 adds the groups of 32 k at l, l + 16, ...: sum[l] = fma(float(dot) * x.scale, scale, sum[l]),
 //           and sum[l] = fma(min, x.sum, sum[l]) for types with a min; dot = sum of (code - zero_point) * q in int32.
 //           Then lanes l and l + 8 are added, l and l + 4, + 2, + 1.
-//   down    sum[e] = fma(h[i], float(code - zero_point), sum[e]) for i in order, from 0; then
-//           y[e] = fma(sum[e], scale[e], y[e]), and y[e] = fma(h_sum, min[e], y[e]) for types with a min
+//   down    h of the group's neurons is rounded to 16 bits with one scale, as an input of down is everywhere
+//           (cpu/activations.h): dot[e] = sum of (code - zero_point) * q[i] in int32;
+//           y[e] = fma(float(dot[e]) * h.scale, scale[e], y[e]), and y[e] = fma(h.sum, min[e], y[e]) with a min
 //
 // so a neuron with h = 0 may be left out, and a group of such neurons too.
 #pragma once
@@ -30,24 +31,31 @@ inline constexpr int kSpreadCorrection = 18 * 64, kSpreadBlockBytes = 19 * 64;
 constexpr int64_t SpreadBytes(int64_t k) { return (k + kUpBlockK - 1) / kUpBlockK * kSpreadBlockBytes; }
 void SpreadActivations(const uint8_t* row, int64_t k, uint8_t* out);
 
+// Bundles that will be read next, to be brought into L2 meanwhile, line by line.
+struct BundlesAhead {
+  const uint8_t* const* next;  // not begun yet, up to a null pointer
+  const uint8_t *at, *end;     // of the one begun; null at first
+  int64_t lines_per_step;      // at least 1. A step: a block of a neuron of up, a block of two neurons of down
+  const uint8_t* scales;       // of down, of their group: Down's
+};
+
 struct BundleUpArgs {
   const uint8_t* const* bundle;  // (n)
   const uint8_t* x;              // SpreadBytes(n_embd), 64-byte aligned
   float* out;                    // (n)
   int64_t n;
+  BundlesAhead* ahead;
 };
 
 struct BundleDownArgs {
   const uint8_t* const* bundle;  // (n), of one group
-  const float* h;                // (n)
+  const int16_t* q;              // (n), |q| <= kActivationMax: h = scale * q
   const uint8_t* scales;         // the group's
   float* y;                      // (n_outputs), 64-byte aligned
-  int64_t n;                     // at least 1
-  float h_sum;                   // types with a min: h[0] + h[1] + ...
-  // Of the group that comes next, to be brought into L2 meanwhile.
-  const uint8_t* const* next;  // (n_next)
-  const uint8_t* next_scales;
-  int64_t n_next;
+  int64_t n;                     // even and at least 2: an odd neuron has any other beside it, with q = 0
+  float scale, sum;              // sum: scale * the sum of q
+  int32_t correction;            // -zero_point * the sum of q
+  BundlesAhead* ahead;
 };
 
 // Of one shape; generated at construction, immutable afterwards.

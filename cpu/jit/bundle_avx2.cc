@@ -11,12 +11,12 @@
 //   ymm9..12    masks 0x0f and of the fifth bit, 1 in words; the line of fifth bits
 //   ymm13       scale, min
 //
-// down: a block of 128 outputs is walked twice, 8 of every 16 outputs each.
+// down: a block of 128 outputs is walked twice, 8 of every 16 outputs each, two neurons in the words of a lane.
 //
-//   ymm0..7     sums
-//   ymm8, 9     half a line of codes; values
-//   ymm10, 11   h; sum of all h
-//   ymm12, 13   mask 0x0f, zero point
+//   ymm0..7     int32 dots
+//   ymm8, 9     half a line of both neurons: the low words of each lane, the high ones
+//   ymm10, 11   values; q of both neurons
+//   ymm12, 13   mask of a value; scratch, then scale or sum of h
 //   ymm14, 15   scale or min, y
 #include "cpu/jit/bundle_jit.h"
 
@@ -146,42 +146,52 @@ class BundleDownAvx2 final : public BundleDownJit {
 
  private:
   static Ymm Sum(int q) { return Ymm(q); }
-  const Ymm line_ = ymm8, value_ = ymm9, h_ = ymm10, h_sum_ = ymm11, mask_ = ymm12, zero_point_ = ymm13;
-  const Ymm scale_ = ymm14, y_ = ymm15;
-  Xbyak::Label mask_data_, zero_point_data_;
+  static Ymm Words(int half) { return Ymm(8 + half); }
+  const Ymm value_ = ymm10, h_ = ymm11, mask_ = ymm12, temp_ = ymm13, scale_ = ymm14, y_ = ymm15;
+  Xbyak::Label mask_data_;
 
-  void Constants() override {
-    vpbroadcastd(mask_, ptr[rip + mask_data_]);
-    vpbroadcastd(zero_point_, ptr[rip + zero_point_data_]);
-    if (format().has_min) vbroadcastss(h_sum_, h_sum());
-  }
+  void Constants() override { vpbroadcastd(mask_, ptr[rip + mask_data_]); }
   void Data() override {
     align(4);
     L(mask_data_);
-    dd(15);
-    L(zero_point_data_);
-    dd(format().zero_point);
+    dd(value_mask());
   }
 
   void Begin() override {
-    for (int q = 0; q < 8; ++q) vxorps(Sum(q), Sum(q), Sum(q));
+    for (int q = 0; q < 8; ++q)
+      if (format().has_min)
+        vpxor(Sum(q), Sum(q), Sum(q));
+      else
+        vpbroadcastd(Sum(q), correction());
   }
-  void Neuron() override {
-    vbroadcastss(h_, ptr[h()]);
-    if (format().bits == 4) vmovdqa(line_, ptr[codes(32 * pass())]);
-    for (int q = 0; q < 8; ++q) {
-      if (format().bits == 8) {
-        vpmovsxbd(value_, ptr[codes(16 * q + 8 * pass())]);
-      } else {
-        if (q > 0) vpsrld(value_, line_, 4 * q);
-        if (q < 7) vpand(value_, q > 0 ? value_ : line_, mask_);
-        if (format().zero_point) vpsubd(value_, value_, zero_point_);
-      }
-      vcvtdq2ps(value_, value_);
-      vfmadd231ps(Sum(q), value_, h_);
+  void Pair() override {
+    constexpr int kLowWords = 0x55;
+    vpbroadcastd(h_, ptr[q()]);
+    for (int line = 0; line < lines(); ++line) {
+      const int offset = 64 * line + 32 * pass();
+      vmovdqa(Words(1), ptr[codes(0, offset)]);
+      vmovdqa(temp_, ptr[codes(1, offset)]);
+      vpslld(Words(0), temp_, 16);
+      vpblendw(Words(0), Words(0), Words(1), kLowWords);
+      vpsrld(Words(1), Words(1), 16);
+      vpblendw(Words(1), temp_, Words(1), kLowWords);
+      for (int half = 0; half < 2; ++half)
+        for (int v = 0; v < values_per_word(); ++v) {
+          const bool last = v + 1 == values_per_word();  // nothing stands above it
+          if (v > 0) vpsrlw(value_, Words(half), v * format().bits);
+          if (!last) vpand(value_, v > 0 ? value_ : Words(half), mask_);
+          vpmaddwd(value_, value_, h_);
+          vpaddd(Sum(quad(line, half, v)), Sum(quad(line, half, v)), value_);
+        }
     }
   }
   void End() override {
+    vbroadcastss(temp_, h_scale());
+    for (int q = 0; q < 8; ++q) {
+      vcvtdq2ps(Sum(q), Sum(q));
+      vmulps(Sum(q), Sum(q), temp_);
+    }
+    if (format().has_min) vbroadcastss(temp_, h_sum());
     for (int q = 0; q < 8; ++q) {
       const int output = 16 * q + 8 * pass();
       vcvtph2ps(scale_, ptr[scales(output)]);
@@ -189,7 +199,7 @@ class BundleDownAvx2 final : public BundleDownJit {
       vfmadd231ps(y_, Sum(q), scale_);
       if (format().has_min) {
         vcvtph2ps(scale_, ptr[mins(output)]);
-        vfmadd231ps(y_, h_sum_, scale_);
+        vfmadd231ps(y_, temp_, scale_);
       }
       vmovaps(ptr[y(output)], y_);
     }

@@ -55,17 +55,16 @@ void BundleUpReference(const BundleShape& shape, const BundleUpArgs& args) {
 void BundleDownReference(const BundleShape& shape, const BundleDownArgs& args) {
   const PackedFormat& format = shape.down_format();
   for (int64_t e = 0; e < shape.n_outputs(); ++e) {
-    double sum = 0;
+    int64_t dot = 0;
     for (int64_t i = 0; i < args.n; ++i) {
       const uint8_t* codes = args.bundle[i] + shape.down_offset() + e / kDownOutputs * shape.down_block_bytes();
-      const int64_t in_block = e % kDownOutputs, nibble = in_block / 16;
-      const int code = format.bits == 8
-                           ? static_cast<int8_t>(codes[in_block])
-                           : (codes[in_block % 16 * 4 + nibble / 2] >> nibble % 2 * 4 & 15) - format.zero_point;
-      sum += double{args.h[i]} * code;
+      const int64_t lane = e % 16, q = e % kDownOutputs / 16;
+      const int code =
+          format.bits == 8 ? codes[64 * (q / 4) + 4 * lane + q % 4] : codes[4 * lane + q / 2] >> q % 2 * 4 & 15;
+      dot += (code - format.zero_point) * args.q[i];
     }
-    double y = args.y[e] + sum * Half(args.scales, e);
-    if (format.has_min) y += args.h_sum * Half(args.scales, shape.n_outputs() + e);
+    double y = args.y[e] + static_cast<double>(dot) * args.scale * Half(args.scales, e);
+    if (format.has_min) y += args.sum * Half(args.scales, shape.n_outputs() + e);
     args.y[e] = static_cast<float>(y);
   }
 }

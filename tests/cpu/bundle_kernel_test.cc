@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "cpu/activations.h"
 #include "cpu/vector_ops.h"
@@ -47,24 +48,54 @@ struct Case {
   }
 };
 
+// What is fetched ahead, changes nothing.
+BundlesAhead Ahead(const Case& c, const uint8_t* const* list) {
+  return {list, nullptr, nullptr, 3, c.bundles.down_scales(0)};
+}
+
 std::vector<float> RunUp(const BundleKernel& kernel, const Case& c, int step) {
-  const auto list = c.Neurons(1, step);
+  auto list = c.Neurons(1, step);
   test::GuardedBuffer<float> out(list.size());
-  kernel.Up({list.data(), c.x.data(), out.data(), static_cast<int64_t>(out.size())});
+  list.push_back(nullptr);
+  BundlesAhead ahead = Ahead(c, list.data());
+  kernel.Up({list.data(), c.x.data(), out.data(), static_cast<int64_t>(out.size()), &ahead});
   return out.ToVector();
 }
 
-std::vector<float> RunDown(const BundleKernel& kernel, const Case& c, int step, const std::vector<float>& h) {
-  const auto list = c.Neurons(1, step);
-  test::GuardedBuffer<float> y(c.shape.n_outputs(), 64), guarded_h(h);
+// h = q / 2^15.
+std::vector<float> RunDown(const BundleKernel& kernel, const Case& c, int step, std::vector<int16_t> q) {
+  auto list = c.Neurons(1, step);
+  REQUIRE(list.size() == q.size());
+  if (q.size() % 2) list.push_back(list[0]), q.push_back(0);
+  test::GuardedBuffer<float> y(c.shape.n_outputs(), 64);
+  const test::GuardedBuffer<int16_t> guarded_q(q);
+  const test::GuardedBuffer<const uint8_t*> guarded_list(list);
+  BundlesAhead ahead = Ahead(c, guarded_list.data());
   const std::vector<float> before = test::Random(3).Normals(y.size());
   std::copy(before.begin(), before.end(), y.begin());
-  float h_sum = 0;
-  for (const float value : h) h_sum += value;
-  const auto n = static_cast<int64_t>(h.size());
-  kernel.Down({list.data(), guarded_h.data(), c.bundles.down_scales(1), y.data(), n, h_sum, list.data(),
-               c.bundles.down_scales(0), n});
+  const int sum = std::accumulate(q.begin(), q.end(), 0);
+  const auto n = static_cast<int64_t>(q.size());
+  list.push_back(nullptr);
+  kernel.Down({.bundle = guarded_list.data(),
+               .q = guarded_q.data(),
+               .scales = c.bundles.down_scales(1),
+               .y = y.data(),
+               .n = n,
+               .scale = 0x1p-15f,
+               .sum = 0x1p-15f * static_cast<float>(sum),
+               .correction = -c.shape.down_format().zero_point * sum,
+               .ahead = &ahead});
   return y.ToVector();
+}
+
+// Extremes among them.
+std::vector<int16_t> RandomQ(size_t n, uint64_t seed) {
+  test::Random random(seed);
+  std::vector<int16_t> q(n);
+  for (int16_t& value : q)
+    value = static_cast<int16_t>(random.Int(0, 3) ? random.Int(-kActivationMax, kActivationMax)
+                                                  : random.Int(0, 1) * 2 * kActivationMax - kActivationMax);
+  return q;
 }
 
 }  // namespace
@@ -77,7 +108,8 @@ TEST_CASE("bundle kernel: the reference is the product with the weights") {
       const Case c(type, n_embd, 1);
       const BundleKernel kernel(Isa::kScalar, c.shape);
       const std::vector<float> up = RunUp(kernel, c, 3);
-      std::vector<float> row(n_embd), h = test::Random(2).Normals(up.size());
+      const std::vector<int16_t> q = RandomQ(up.size(), 2);
+      std::vector<float> row(n_embd);
       std::vector<double> y(n_embd), magnitude(n_embd);
       const std::vector<float> before = test::Random(3).Normals(n_embd);
       for (size_t i = 0; i < up.size(); ++i) {
@@ -86,9 +118,9 @@ TEST_CASE("bundle kernel: the reference is the product with the weights") {
         for (int64_t k = 0; k < n_embd; ++k) dot += row[k] * c.values[k], size += std::fabs(row[k] * c.values[k]);
         CHECK(std::fabs(up[i] - dot) <= 1e-3 * size);  // of the quantization of x
         c.bundles.DequantizeDown(kBundleNeurons + 3 * i, row.data());
-        for (int64_t e = 0; e < n_embd; ++e) y[e] += double{h[i]} * row[e], magnitude[e] += std::fabs(h[i] * row[e]);
+        for (int64_t e = 0; e < n_embd; ++e) y[e] += 0x1p-15 * q[i] * row[e], magnitude[e] += std::fabs(row[e]);
       }
-      const std::vector<float> down = RunDown(kernel, c, 3, h);
+      const std::vector<float> down = RunDown(kernel, c, 3, q);
       for (int64_t e = 0; e < n_embd; ++e)
         CHECK(std::fabs(down[e] - (before[e] + y[e])) <= 1e-4 * (std::fabs(before[e]) + magnitude[e]));
     }
@@ -103,14 +135,15 @@ TEST_CASE("bundle kernel: every ISA equals the reference, and every other to the
         CAPTURE(step);
         const Case c(type, n_embd, static_cast<uint32_t>(n_embd + step));
         const BundleKernel reference(Isa::kScalar, c.shape);
-        const std::vector<float> up = RunUp(reference, c, step), h = test::Random(4).Normals(up.size());
-        const std::vector<float> down = RunDown(reference, c, step, h);
+        const std::vector<float> up = RunUp(reference, c, step);
+        const std::vector<int16_t> q = RandomQ(up.size(), 4);
+        const std::vector<float> down = RunDown(reference, c, step, q);
         std::vector<float> first_up, first_down;
-        for (const Isa isa : test::RunnableIsas()) {
+        for (const Isa isa : test::RunnableIsas(test::kGeneratedIsas)) {
           CAPTURE(Name(isa));
           const BundleKernel kernel(isa, c.shape);
           CHECK(kernel.name() != "reference");
-          const std::vector<float> up_here = RunUp(kernel, c, step), down_here = RunDown(kernel, c, step, h);
+          const std::vector<float> up_here = RunUp(kernel, c, step), down_here = RunDown(kernel, c, step, q);
           // Codes are below 32 or, at 8 bits, 128 in size, scales at most 1.
           const double largest = type == DType::kQ8_0 ? 128 : 32;
           test::CheckNear(up_here, up, [&](size_t) { return 8 * 0x1p-24 * largest * static_cast<double>(n_embd); });
@@ -122,14 +155,52 @@ TEST_CASE("bundle kernel: every ISA equals the reference, and every other to the
       }
 }
 
+TEST_CASE("bundle kernel: every bit of down is what cpu/bundle_kernel.h promises") {
+  for (const DType type : kTypes)
+    for (const Isa isa : test::RunnableIsas(test::kGeneratedIsas))
+      for (uint32_t seed = 0; seed < 20; ++seed) {
+        CAPTURE(Info(type).name);
+        CAPTURE(Name(isa));
+        CAPTURE(seed);
+        const Case c(type, 160, seed);
+        const PackedFormat& format = c.shape.down_format();
+        const int step = 1 + static_cast<int>(seed % 3);
+        const std::vector<int16_t> q = RandomQ((kBundleNeurons + step - 1) / step, seed);
+        const std::vector<float> before = test::Random(3).Normals(c.shape.n_outputs());
+        const std::vector<float> down = RunDown(BundleKernel(isa, c.shape), c, step, q);
+        std::vector<int64_t> dot(160);
+        std::vector<float> row(160);
+        const auto half = [&](int64_t i) {
+          uint16_t bits;
+          std::memcpy(&bits, c.bundles.down_scales(1) + 2 * i, 2);
+          return HalfToFloat(bits);
+        };
+        for (size_t i = 0; i < q.size(); ++i) {
+          c.bundles.DequantizeDown(kBundleNeurons + step * static_cast<int64_t>(i), row.data());
+          for (int64_t e = 0; e < 160; ++e) {
+            const float min = format.has_min ? half(c.shape.n_outputs() + e) : 0;
+            if (half(e) != 0) dot[e] += std::lrint((double{row[e]} - min) / half(e)) * q[i];
+          }
+        }
+        const float sum = 0x1p-15f * static_cast<float>(std::accumulate(q.begin(), q.end(), 0));
+        bool same = true;
+        for (int64_t e = 0; e < 160; ++e) {
+          float y = std::fma(static_cast<float>(dot[e]) * 0x1p-15f, half(e), before[e]);
+          if (format.has_min) y = std::fma(sum, half(c.shape.n_outputs() + e), y);
+          same &= down[e] == y;
+        }
+        CHECK(same);
+      }
+}
+
 TEST_CASE("bundle kernel: leaving out a neuron with h = 0 changes no bit") {
   for (const DType type : kTypes)
-    for (const Isa isa : test::RunnableIsas()) {
+    for (const Isa isa : test::RunnableIsas(test::kGeneratedIsas)) {
       CAPTURE(Info(type).name);
       CAPTURE(Name(isa));
       const Case c(type, 608, 5);
       const BundleKernel kernel(isa, c.shape);
-      std::vector<float> all = test::Random(6).Normals(kBundleNeurons), some;
+      std::vector<int16_t> all = RandomQ(kBundleNeurons, 6), some;
       for (int i = 0; i < kBundleNeurons; ++i)
         if (i % 3 == 0)
           some.push_back(all[i]);

@@ -15,10 +15,12 @@
 
 namespace thermocline::test {
 
-// Every vector ISA this machine can run; the others are reported as skipped.
-inline std::vector<Isa> RunnableIsas() {
+// Which of `all` this machine can run; the others are reported as skipped. Generated code knows kGeneratedIsas.
+inline constexpr Isa kGeneratedIsas[] = {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512};
+inline constexpr Isa kCompiledIsas[] = {Isa::kAvx2, Isa::kAvx512};
+inline std::vector<Isa> RunnableIsas(std::span<const Isa> all = kCompiledIsas) {
   std::vector<Isa> isas;
-  for (Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+  for (const Isa isa : all) {
     if (CanRun(isa)) {
       isas.push_back(isa);
     } else {

@@ -7,20 +7,13 @@
 
 #include "cpu/activations.h"
 #include "tests/cpu/guarded.h"
+#include "tests/cpu/kernel_test_util.h"
 #include "tests/cpu/random_weights.h"
 
 namespace thermocline {
 namespace {
 
-std::vector<Isa> RunnableIsas() {
-  std::vector<Isa> isas;
-  for (const Isa isa : {Isa::kAvx2, Isa::kAvxVnni, Isa::kAvx512})
-    if (CanRun(isa))
-      isas.push_back(isa);
-    else
-      MESSAGE("skipped: this CPU has no ", Name(isa));
-  return isas;
-}
+std::vector<Isa> RunnableIsas() { return test::RunnableIsas(test::kGeneratedIsas); }
 
 // A matrix and activation rows with every code possible.
 struct Case {
