@@ -9,7 +9,7 @@ namespace thermocline {
 
 void SparsityFlag::AddFlag(CommandLine& line) {
   line.AddText("--sparsity", "MODE", &word_,
-               "exact: skip the neurons that ReLU silences, which changes nothing; dense: read all (auto: exact where "
+               "exact: do not read the neurons that ReLU silences, whose part is zero; dense: read all (auto: exact where "
                "the activation is ReLU)");
 }
 
