@@ -8,9 +8,10 @@
 namespace thermocline {
 
 void SparsityFlag::AddFlag(CommandLine& line) {
-  line.AddText("--sparsity", "MODE", &word_,
-               "exact: do not read the neurons that ReLU silences, whose part is zero; dense: read all (auto: exact where "
-               "the activation is ReLU)");
+  line.AddText(
+      "--sparsity", "MODE", &word_,
+      "exact: do not read the neurons that ReLU silences, whose part is zero; dense: read all (auto: exact where "
+      "the activation is ReLU)");
 }
 
 void SparsityFlag::Check() const {
