@@ -1,5 +1,7 @@
 #include "cpu/bundle.h"
 
+#include <emmintrin.h>
+
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -32,6 +34,19 @@ void TransposeNibbles(uint32_t line[8][kLanes]) {
   exchange(4, 16, 0x0000ffff);
   exchange(2, 8, 0x00ff00ff);
   exchange(1, 4, 0x0f0f0f0f);
+}
+
+__m128i Load128(const uint8_t* from) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)); }
+void Store128(uint8_t* to, __m128i value) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), value); }
+
+// 4 x 4 words of 32 bits.
+void TransposeWords(__m128i rows[4]) {
+  const __m128i low01 = _mm_unpacklo_epi32(rows[0], rows[1]), low23 = _mm_unpacklo_epi32(rows[2], rows[3]);
+  const __m128i high01 = _mm_unpackhi_epi32(rows[0], rows[1]), high23 = _mm_unpackhi_epi32(rows[2], rows[3]);
+  rows[0] = _mm_unpacklo_epi64(low01, low23);
+  rows[1] = _mm_unpackhi_epi64(low01, low23);
+  rows[2] = _mm_unpacklo_epi64(high01, high23);
+  rows[3] = _mm_unpackhi_epi64(high01, high23);
 }
 
 // The neuron of a group in nibble t of quad pair j: a panel's line j has quad j in its low nibbles, j + 4 in its high.
@@ -169,18 +184,24 @@ void Bundles::UpPanels(int64_t group, int64_t block, uint8_t* out) const {
   for (int64_t p = 0; p < kBundleNeurons / kPanelRows; ++p) {
     uint8_t* panel = out + p * UpPanelBytes(block);
     const uint8_t* bundles = bundle(group * kBundleNeurons + p * kPanelRows);
-    for (int lane = 0; lane < 2 * UpBlocks(block); ++lane) {
-      uint8_t* to = panel + lane / 2 * format.block_bytes();
-      for (int r = 0; r < kPanelRows; ++r) {
-        const uint8_t* from = bundles + r * shape_.bundle_bytes();
-        const uint8_t* codes = from + block * format.chunk_bytes() + 4 * lane;
-        for (int line = 0; line < format.bits; ++line)
-          std::memcpy(to + lane % 2 * format.chunk_bytes() + 64 * line + 4 * r, codes + 64 * line, 4);
-        const uint8_t* scales = from + shape_.up_code_bytes() + block * shape_.up_scale_bytes() + 2 * lane;
-        for (int min = 0; min <= format.has_min; ++min)
-          std::memcpy(to + 2 * format.chunk_bytes() + ScaleOffset(lane % 2, min) + 2 * r, scales + 32 * min, 2);
+    const uint8_t* codes = bundles + block * format.chunk_bytes();
+    const uint8_t* scales = bundles + shape_.up_code_bytes() + block * shape_.up_scale_bytes();
+    const int64_t stride = shape_.bundle_bytes(), n_lanes = 2 * UpBlocks(block);
+    const auto to = [&](int64_t lane) { return panel + lane / 2 * format.block_bytes(); };
+    for (int64_t lane = 0; lane < n_lanes; lane += 4)
+      for (int r = 0; r < kPanelRows; r += 4)
+        for (int line = 0; line < format.bits; ++line) {
+          __m128i words[4];
+          for (int i = 0; i < 4; ++i) words[i] = Load128(codes + (r + i) * stride + 64 * line + 4 * lane);
+          TransposeWords(words);
+          for (int i = 0; i < std::min<int64_t>(4, n_lanes - lane); ++i)
+            Store128(to(lane + i) + (lane + i) % 2 * format.chunk_bytes() + 64 * line + 4 * r, words[i]);
+        }
+    for (int64_t lane = 0; lane < n_lanes; ++lane)
+      for (int min = 0; min <= format.has_min; ++min) {
+        uint8_t* halves = to(lane) + 2 * format.chunk_bytes() + ScaleOffset(static_cast<int>(lane % 2), min);
+        for (int r = 0; r < kPanelRows; ++r) std::memcpy(halves + 2 * r, scales + r * stride + 32 * min + 2 * lane, 2);
       }
-    }
   }
 }
 
@@ -191,13 +212,13 @@ int64_t Bundles::DownPanelCount(int64_t block) const {
 void Bundles::DownPanels(int64_t block, int64_t first_group, int64_t n_groups, uint8_t* out) const {
   const PackedFormat& format = shape_.down_format();
   const int64_t panel_bytes = DownPanelBytes(n_groups), n_panels = DownPanelCount(block);
+  const int64_t stride = shape_.bundle_bytes();
   for (int64_t chunk = 0; chunk < n_groups; ++chunk) {
     const int64_t group = first_group + chunk;
     uint8_t* to = out + chunk / 2 * format.block_bytes();
     uint8_t* codes = to + chunk % 2 * format.chunk_bytes();
-    const auto line_of = [&](int neuron) {
-      return bundle(group * kBundleNeurons + neuron) + shape_.down_offset() + block * shape_.down_block_bytes();
-    };
+    const uint8_t* lines = bundle(group * kBundleNeurons) + shape_.down_offset() + block * shape_.down_block_bytes();
+    const auto line_of = [&](int neuron) { return lines + neuron * stride; };
     for (int line = 0; line < format.bits; ++line) {
       if (format.bits == 8) {
         for (int j = 0; j < 4; ++j) {

@@ -34,11 +34,20 @@ inline constexpr int kDownOutputs = 128;   // outputs per line or two of down co
 inline constexpr int kSliceNeurons = 256;
 
 struct BundleShape {
-  DType up, down;
-  int64_t n_embd, n_ff;
+  DType up{}, down{};
+  int64_t n_embd = 0, n_ff = 0;
 
-  const PackedFormat& up_format() const { return *FindPackedFormat(up); }
-  const PackedFormat& down_format() const { return *FindPackedFormat(down); }
+  BundleShape() = default;
+  BundleShape(DType up, DType down, int64_t n_embd, int64_t n_ff)
+      : up(up),
+        down(down),
+        n_embd(n_embd),
+        n_ff(n_ff),
+        up_format_(FindPackedFormat(up)),
+        down_format_(FindPackedFormat(down)) {}
+
+  const PackedFormat& up_format() const { return *up_format_; }
+  const PackedFormat& down_format() const { return *down_format_; }
   int64_t n_groups() const { return n_ff / kBundleNeurons; }
   int64_t n_slices() const { return (n_ff + kSliceNeurons - 1) / kSliceNeurons; }
   int64_t up_blocks() const { return (n_embd + kUpBlockK - 1) / kUpBlockK; }
@@ -58,6 +67,9 @@ struct BundleShape {
   static bool Fits(int64_t n_embd, int64_t n_ff) { return n_embd % 32 == 0 && n_ff % kBundleNeurons == 0; }
   static DType UpType(DType source);
   static DType DownType(DType source);
+
+ private:
+  const PackedFormat *up_format_ = nullptr, *down_format_ = nullptr;
 };
 
 // A matrix as it stands in the file: rows of K weights one behind the other.
