@@ -21,11 +21,11 @@ constexpr int kTilePanels = 2;
 }  // namespace
 
 struct LinearKernel::Code {
-  Code(Isa isa, const PackedFormat& format);
+  Code(Isa isa, const PackedFormat& format, bool poison);
   template <typename Fn>
   Fn Keep(std::unique_ptr<JitCode> code) {
     jit.push_back(std::move(code));
-    return jit.back()->Finish<Fn>();
+    return jit.back()->Finish<Fn>(poisoned);
   }
   void RunRows(const LinearArgs& args, int64_t m) const;
   void RunPasses(LinearArgs args, int64_t m, int64_t most) const;  // at most so many rows at a time
@@ -34,6 +34,7 @@ struct LinearKernel::Code {
   void RunTile(TileArgs args, int64_t m, int panels) const;
 
   const PackedFormat& format;
+  const Isa poisoned;
   std::string_view name = "reference";
   std::vector<std::unique_ptr<JitCode>> jit;
   std::vector<LinearFn> rows = {nullptr};  // by M; alone: the reference
@@ -41,7 +42,8 @@ struct LinearKernel::Code {
   std::vector<TileFn> tile[kTilePanels + 1];  // by panels and M; empty: the reference
 };
 
-LinearKernel::Code::Code(Isa isa, const PackedFormat& format) : format(format) {
+LinearKernel::Code::Code(Isa isa, const PackedFormat& format, bool poison)
+    : format(format), poisoned(poison ? isa : Isa::kScalar) {
   if (isa == Isa::kScalar) return;
   const bool wide = isa == Isa::kAvx512, vnni = isa == Isa::kAvxVnni;
   name = wide ? "avx512_vnni" : vnni ? "avx_vnni" : "avx2";
@@ -124,7 +126,8 @@ void LinearKernel::Code::RunTile(TileArgs args, int64_t m, int panels) const {
   tile[panels][rows](&args);
 }
 
-LinearKernel::LinearKernel(Isa isa, const PackedFormat& format) : code_(std::make_unique<Code>(isa, format)) {}
+LinearKernel::LinearKernel(Isa isa, const PackedFormat& format, bool poison)
+    : code_(std::make_unique<Code>(isa, format, poison)) {}
 LinearKernel::~LinearKernel() = default;
 LinearKernel::LinearKernel(LinearKernel&&) noexcept = default;
 

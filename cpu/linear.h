@@ -35,7 +35,8 @@ struct LinearArgs {
 // vpdpbusd.
 class LinearKernel {
  public:
-  LinearKernel(Isa isa, const PackedFormat& format);
+  // `poison`, for tests: NaN in every vector register whenever generated code begins.
+  LinearKernel(Isa isa, const PackedFormat& format, bool poison = false);
   ~LinearKernel();
   LinearKernel(LinearKernel&&) noexcept;
 

@@ -12,10 +12,12 @@ namespace thermocline {
 namespace {
 
 constexpr DTypeInfo kInfos[] = {
-    {DType::kF32, "F32", 1, 4},       {DType::kF16, "F16", 1, 2},       {DType::kBF16, "BF16", 1, 2},
-    {DType::kQ4_0, "Q4_0", 32, 18},   {DType::kQ4_1, "Q4_1", 32, 20},   {DType::kQ5_0, "Q5_0", 32, 22},
-    {DType::kQ5_1, "Q5_1", 32, 24},   {DType::kQ8_0, "Q8_0", 32, 34},   {DType::kQ4_K, "Q4_K", 256, 144},
-    {DType::kQ5_K, "Q5_K", 256, 176}, {DType::kQ6_K, "Q6_K", 256, 210},
+    {DType::kF32, "F32", 1, 4},       {DType::kF16, "F16", 1, 2},         {DType::kBF16, "BF16", 1, 2},
+    {DType::kQ4_0, "Q4_0", 32, 18},   {DType::kQ4_1, "Q4_1", 32, 20},     {DType::kQ5_0, "Q5_0", 32, 22},
+    {DType::kQ5_1, "Q5_1", 32, 24},   {DType::kQ8_0, "Q8_0", 32, 34},     {DType::kQ2_K, "Q2_K", 256, 84},
+    {DType::kQ3_K, "Q3_K", 256, 110}, {DType::kQ4_K, "Q4_K", 256, 144},   {DType::kQ5_K, "Q5_K", 256, 176},
+    {DType::kQ6_K, "Q6_K", 256, 210}, {DType::kIQ4_NL, "IQ4_NL", 32, 18}, {DType::kIQ4_XS, "IQ4_XS", 256, 136},
+    {DType::kMXFP4, "MXFP4", 32, 17},
 };
 
 // Indexed by ggml's type id; empty where ggml has removed the type.
@@ -87,6 +89,72 @@ void DequantizeQ5_1(const uint8_t* block, float* out) {
 void DequantizeQ8_0(const uint8_t* block, float* out) {
   const float d = LoadHalf(block);
   for (int j = 0; j < 32; ++j) out[j] = static_cast<float>(static_cast<int8_t>(block[2 + j])) * d;
+}
+
+// d | 16 bytes as in Q4_0, each nibble an index.
+void DequantizeIQ4_NL(const uint8_t* block, float* out) {
+  const float d = LoadHalf(block);
+  const uint8_t* qs = block + 2;
+  for (int j = 0; j < 16; ++j) {
+    out[j] = d * static_cast<float>(kIq4Values[qs[j] & 15]);
+    out[j + 16] = d * static_cast<float>(kIq4Values[qs[j] >> 4]);
+  }
+}
+
+// Exponent e of the scale 2^(e - 128) | 16 bytes as in IQ4_NL.
+void DequantizeMXFP4(const uint8_t* block, float* out) {
+  const float d = std::ldexp(1.f, block[0] - 128);
+  const uint8_t* qs = block + 1;
+  for (int j = 0; j < 16; ++j) {
+    out[j] = d * static_cast<float>(kMxfp4Values[qs[j] & 15]);
+    out[j + 16] = d * static_cast<float>(kMxfp4Values[qs[j] >> 4]);
+  }
+}
+
+// d | 16 bits: the high two of eight scales | 4 bytes: their low four | 8 x 16 bytes as in IQ4_NL. Scales are offset
+// by 32.
+void DequantizeIQ4_XS(const uint8_t* block, float* out) {
+  const float d = LoadHalf(block);
+  const auto high = Load<uint16_t>(block + 2);
+  for (int group = 0; group < 8; ++group) {
+    const int low = (block[4 + group / 2] >> (group % 2 * 4)) & 15;
+    const float scale = d * static_cast<float>((low | ((high >> (2 * group)) & 3) << 4) - 32);
+    const uint8_t* qs = block + 8 + 16 * group;
+    for (int j = 0; j < 16; ++j) {
+      out[group * 32 + j] = scale * static_cast<float>(kIq4Values[qs[j] & 15]);
+      out[group * 32 + j + 16] = scale * static_cast<float>(kIq4Values[qs[j] >> 4]);
+    }
+  }
+}
+
+// Of weight i in the 64 bytes that Q2_K and Q3_K share: each half of 128 weights has four runs of 32, run r at bit 2 *
+// r of its 32 bytes.
+int BitPair(const uint8_t* qs, int i) { return (qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2)) & 3; }
+
+// 16 bytes of scales (low nibble) and mins (high nibble), one per 16 weights | 64 bytes of bit pairs | d | dmin.
+void DequantizeQ2_K(const uint8_t* block, float* out) {
+  const float d = LoadHalf(block + 80);
+  const float dmin = LoadHalf(block + 82);
+  for (int i = 0; i < 256; ++i) {
+    const uint8_t scale_min = block[i / 16];
+    const float scale = d * static_cast<float>(scale_min & 15);
+    const float min = dmin * static_cast<float>(scale_min >> 4);
+    out[i] = scale * static_cast<float>(BitPair(block + 16, i)) - min;
+  }
+}
+
+// 32 bytes of third bits, bit g of byte j that of weight 32 * g + j | 64 bytes of bit pairs | 12 bytes of scales | d.
+// Scale s has its low four bits in byte s % 8, its high two in byte 8 + s % 4, and is offset by 32; weights are by 4.
+void DequantizeQ3_K(const uint8_t* block, float* out) {
+  const float d = LoadHalf(block + 108);
+  const uint8_t* scales = block + 96;
+  for (int i = 0; i < 256; ++i) {
+    const int s = i / 16;
+    const int low = (scales[s % 8] >> (s / 8 * 4)) & 15, high = (scales[8 + s % 4] >> (s / 4 * 2)) & 3;
+    const int third = (block[i % 32] >> (i / 32)) & 1;
+    out[i] =
+        d * static_cast<float>((low | high << 4) - 32) * static_cast<float>((BitPair(block + 32, i) | third << 2) - 4);
+  }
 }
 
 // The eight 6-bit scales and eight 6-bit mins that Q4_K and Q5_K share, in 12 bytes: groups 0..3 lie in the low six
@@ -187,9 +255,14 @@ void Dequantize(DType type, const uint8_t* src, int64_t n, float* out) {
       case DType::kQ5_0: DequantizeQ5_0(src, out); break;
       case DType::kQ5_1: DequantizeQ5_1(src, out); break;
       case DType::kQ8_0: DequantizeQ8_0(src, out); break;
+      case DType::kQ2_K: DequantizeQ2_K(src, out); break;
+      case DType::kQ3_K: DequantizeQ3_K(src, out); break;
       case DType::kQ4_K: DequantizeQ4_K(src, out); break;
       case DType::kQ5_K: DequantizeQ5_K(src, out); break;
       case DType::kQ6_K: DequantizeQ6_K(src, out); break;
+      case DType::kIQ4_NL: DequantizeIQ4_NL(src, out); break;
+      case DType::kIQ4_XS: DequantizeIQ4_XS(src, out); break;
+      case DType::kMXFP4: DequantizeMXFP4(src, out); break;
     }
   }
 }

@@ -6,9 +6,10 @@
 //             pair is at most 2 * max_code * 128 in magnitude, so that QuadsPerFlush steps reach at most 15 * 256 * 8 =
 //             30720 for codes of 4 bits, 31 * 256 * 4 = 31744 for 5, 63 * 256 * 2 = 32256 for 6: nothing saturates,
 //             nothing wraps. Then vpmaddwd widens them; it multiplies the hi plane by 256 on the way.
-//   kWords    codes of 8 bits: already one pair may reach 2 * 255 * 128 = 65280. Codes and x are made words instead, a
-//             word of x being both planes, q = 256 * hi + lo: vpmaddwd and vpaddd, |sum| <= 32 * 255 * 32640 < 2^28.
-//             Words stand in two lots, those of even bytes and those of odd ones, in the place of the two planes.
+//   kWords    codes of 8 bits, and of codebooks that have such: already one pair may reach 2 * 255 * 128 = 65280. Codes
+//             and x are made words instead, a word of x being both planes, q = 256 * hi + lo: vpmaddwd and vpaddd,
+//             |sum| <= 32 * 255 * 32640 < 2^28. Words stand in two lots, those of even bytes and those of odd ones, in
+//             the place of the two planes.
 //
 // Micro-ops for 8 rows x 32 k, one plane / both (3 vector ports; kVnni: 2): kMaddubs 8 + 7 + 1 / twice that + 1 for 4
 // bits, kWords 31 + 16 on codes, kVnni 8 / 16.
@@ -22,10 +23,9 @@ namespace thermocline {
 
 enum class DotStep { kVnni, kMaddubs, kWords };
 
-constexpr int MaxCode(const PackedFormat& format) { return (1 << format.bits) - 1; }
 // 0: 16 bits do not even hold one pair.
-constexpr int QuadsPerFlush(const PackedFormat& format) { return 32767 / (2 * 128 * MaxCode(format)); }
-constexpr DotStep StepFor(const PackedFormat& format, bool vnni) {
+inline int QuadsPerFlush(const PackedFormat& format) { return 32767 / (2 * 128 * format.max_code()); }
+inline DotStep StepFor(const PackedFormat& format, bool vnni) {
   if (vnni) return DotStep::kVnni;
   return QuadsPerFlush(format) > 0 ? DotStep::kMaddubs : DotStep::kWords;
 }

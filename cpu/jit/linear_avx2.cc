@@ -29,7 +29,7 @@ class PanelAvx2 : public PanelJit {
   // Of a half's first output row, in what has so many bytes per row.
   int HalfOffset(int half, int bytes_per_row) const { return (pass() * rows_per_pass() + 8 * half) * bytes_per_row; }
   const Ymm temp_ = ymm15;
-  Xbyak::Label nibble_data_, high_data_;
+  Xbyak::Label low_data_, high_data_, codebook_data_, scale_data_;
 
   void Fill(Xbyak::Label& label, uint32_t value) {
     align(32);
@@ -37,8 +37,12 @@ class PanelAvx2 : public PanelJit {
     for (int i = 0; i < 8; ++i) dd(value);
   }
   void Data() override {
-    Fill(nibble_data_, 0x0f0f0f0f);
-    Fill(high_data_, format().bits == 6 ? 0x30303030 : 0x10101010);
+    Fill(low_data_, format().bits < 4 ? 0x03030303 : 0x0f0f0f0f);
+    Fill(high_data_, format().bits == 3 ? 0x04040404 : format().bits == 6 ? 0x30303030 : 0x10101010);
+    Fill(scale_data_, 15);
+    if (!format().codebook) return;
+    L(codebook_data_);
+    for (const uint8_t code : *format().codebook) db(code);
   }
 
   void BeginBlock() override {
@@ -54,20 +58,31 @@ class PanelAvx2 : public PanelJit {
   }
 
   void LoadScales(const Ymm& scale, const Ymm& min, int chunk, int group, int half) {
-    if (f16_scales()) {
+    if (format().scale == ScaleKind::kBF16) {
+      vpmovzxwd(scale, ptr[scales(32 * chunk + HalfOffset(half, 2))]);
+      vpslld(scale, scale, 16);
+      return;
+    }
+    if (format().scale == ScaleKind::kF16) {
       vcvtph2ps(scale, ptr[scales(32 * chunk + HalfOffset(half, 2))]);
       if (format().has_min) vcvtph2ps(min, ptr[scales(64 + 32 * chunk + HalfOffset(half, 2))]);
       return;
     }
     const int in_pair = chunk * groups_per_chunk() + group, n_groups = format().block_k() / format().group;
+    const auto sub = ptr[scales(kPanelRows * in_pair + HalfOffset(half, 1))];
     if (format().scale == ScaleKind::kF16xS8)
-      vpmovsxbd(scale, ptr[scales(kPanelRows * in_pair + HalfOffset(half, 1))]);
+      vpmovsxbd(scale, sub);
     else
-      vpmovzxbd(scale, ptr[scales(kPanelRows * in_pair + HalfOffset(half, 1))]);
+      vpmovzxbd(scale, sub);
+    if (format().scale == ScaleKind::kF16xU4) {
+      vpsrld(min, scale, 4);
+      vpand(scale, scale, ptr[rip + scale_data_]);
+    } else if (format().has_min) {
+      vpmovzxbd(min, ptr[scales(kPanelRows * (n_groups + in_pair) + HalfOffset(half, 1))]);
+    }
     vcvtdq2ps(scale, scale);
     vmulps(scale, scale, ptr[frame(kDAt + 32 * half)]);
     if (!format().has_min) return;
-    vpmovzxbd(min, ptr[scales(kPanelRows * (n_groups + in_pair) + HalfOffset(half, 1))]);
     vcvtdq2ps(min, min);
     vmulps(min, min, ptr[frame(kDminAt + 32 * half)]);
   }
@@ -78,13 +93,20 @@ class PanelAvx2 : public PanelJit {
       vmovdqa(to, ptr[codes(chunk, 64 * q + offset)]);
       return;
     }
-    vmovdqa(to, ptr[codes(chunk, 64 * (q % 4) + offset)]);
-    if (q >= 4) vpsrlw(to, to, 4);
-    vpand(to, to, ptr[rip + nibble_data_]);
-    if (format().bits == 4) return;
-    const int line = format().bits == 5 ? 0 : q / 4;
-    const int left = format().bits == 5 ? 4 - q : 4 - 2 * (q % 4);
-    vmovdqa(temp_, ptr[codes(chunk, 256 + 64 * line + offset)]);
+    const bool pairs = format().bits < 4;  // in the low plane
+    const int shift = pairs ? 2 * (q % 4) : q / 4 * 4;
+    vmovdqa(to, ptr[codes(chunk, 64 * (pairs ? q / 4 : q % 4) + offset)]);
+    if (shift > 0) vpsrlw(to, to, shift);
+    vpand(to, to, ptr[rip + low_data_]);
+    if (format().codebook) {
+      vbroadcasti128(temp_, ptr[rip + codebook_data_]);
+      vpshufb(to, temp_, to);
+    }
+    const int low_bits = pairs ? 2 : 4;
+    if (format().bits == low_bits) return;
+    const int line = format().bits == 6 ? q / 4 : 0;
+    const int left = low_bits - (format().bits == 6 ? 2 * (q % 4) : q);
+    vmovdqa(temp_, ptr[codes(chunk, 64 * (low_bits + line) + offset)]);
     // What a shift of words moves between bytes falls outside the mask.
     if (left > 0) vpsllw(temp_, temp_, left);
     if (left < 0) vpsrlw(temp_, temp_, -left);

@@ -5,8 +5,9 @@
 //   zmm4..11    the 8 quads of a chunk, unpacked once for all rows
 //   zmm12..19   int32 dots: high and low plane of up to 4 rows; scratch while unpacking
 //   zmm20, 21   scale and min of the 16 output rows for the group at hand
-//   zmm22, 23   masks 0x0f and the high bits' place
+//   zmm22, 23   masks of the low and the high plane's bits
 //   zmm24, 25   d and dmin of a super-block
+//   zmm26, 27   codebook, and the mask of a scale of 4 bits
 //
 // M=1 is bound by memory: a chunk of Q4_0 is 288 bytes and about 40 instructions.
 #include "cpu/jit/linear_jit.h"
@@ -27,20 +28,27 @@ class PanelAvx512 : public PanelJit {
 
   static Zmm Quad(int q) { return Zmm(4 + q); }
   static Zmm Temp(int i) { return Zmm(12 + i); }
-  const Zmm scale_ = zmm20, min_ = zmm21, nibble_mask_ = zmm22, high_mask_ = zmm23, d_ = zmm24, dmin_ = zmm25;
-  Xbyak::Label nibble_data_, high_data_;
+  const Zmm scale_ = zmm20, min_ = zmm21, low_mask_ = zmm22, high_mask_ = zmm23, d_ = zmm24, dmin_ = zmm25;
+  const Zmm codebook_ = zmm26, scale_mask_ = zmm27;
+  Xbyak::Label low_data_, high_data_, scale_data_, codebook_data_;
 
   void Constants() override {
-    vpbroadcastd(nibble_mask_, ptr[rip + nibble_data_]);
+    vpbroadcastd(low_mask_, ptr[rip + low_data_]);
     vpbroadcastd(high_mask_, ptr[rip + high_data_]);
+    vpbroadcastd(scale_mask_, ptr[rip + scale_data_]);
+    if (format().codebook) vbroadcasti32x4(codebook_, ptr[rip + codebook_data_]);
   }
 
   void Data() override {
-    align(4);
-    L(nibble_data_);
-    dd(0x0f0f0f0f);
+    align(16);
+    L(codebook_data_);
+    for (int i = 0; i < 16; ++i) db(format().codebook ? (*format().codebook)[i] : 0);
+    L(low_data_);
+    dd(format().bits < 4 ? 0x03030303 : 0x0f0f0f0f);
     L(high_data_);
-    dd(format().bits == 6 ? 0x30303030 : 0x10101010);
+    dd(format().bits == 3 ? 0x04040404 : format().bits == 6 ? 0x30303030 : 0x10101010);
+    L(scale_data_);
+    dd(15);
   }
 
   void Prefetch(const Xbyak::RegExp& lines, int n) {
@@ -62,25 +70,44 @@ class PanelAvx512 : public PanelJit {
 
   void Unpack(int chunk) {
     Prefetch(codes(chunk, 0), format().bits);
-    if (f16_scales() && chunk == 1) Prefetch(scales(0), format().scale_bytes() / 64);
+    if (!format().has_super_scales() && chunk == 1) Prefetch(scales(0), format().scale_bytes() / 64);
     if (format().bits == 8) {
       for (int q = 0; q < 8; ++q) vmovdqa64(Quad(q), ptr[codes(chunk, 64 * q)]);
       return;
     }
+    if (format().bits < 4)
+      UnpackPairs(chunk);
+    else
+      UnpackNibbles(chunk);
+    const int low_bits = format().bits < 4 ? 2 : 4, high_plane = 64 * low_bits;
+    if (format().bits == 3 || format().bits == 5) {
+      vmovdqa64(Temp(0), ptr[codes(chunk, high_plane)]);
+      for (int q = 0; q < 8; ++q) OrHighBits(q, Temp(0), low_bits - q);
+    } else if (format().bits == 6) {
+      for (int i = 0; i < 2; ++i) {
+        vmovdqa64(Temp(i), ptr[codes(chunk, high_plane + 64 * i)]);
+        for (int j = 0; j < 4; ++j) OrHighBits(4 * i + j, Temp(i), low_bits - 2 * j);
+      }
+    }
+  }
+
+  void UnpackNibbles(int chunk) {
     for (int i = 0; i < 4; ++i) {
       vmovdqa64(Quad(i), ptr[codes(chunk, 64 * i)]);
       vpsrlw(Quad(i + 4), Quad(i), 4);
-      vpandd(Quad(i), Quad(i), nibble_mask_);
-      vpandd(Quad(i + 4), Quad(i + 4), nibble_mask_);
-    }
-    if (format().bits == 5) {
-      vmovdqa64(Temp(0), ptr[codes(chunk, 256)]);
-      for (int q = 0; q < 8; ++q) OrHighBits(q, Temp(0), 4 - q);
-    } else if (format().bits == 6) {
-      for (int i = 0; i < 2; ++i) {
-        vmovdqa64(Temp(i), ptr[codes(chunk, 256 + 64 * i)]);
-        for (int j = 0; j < 4; ++j) OrHighBits(4 * i + j, Temp(i), 4 - 2 * j);
+      for (const int q : {i, i + 4}) {
+        vpandd(Quad(q), Quad(q), low_mask_);
+        if (format().codebook) vpshufb(Quad(q), codebook_, Quad(q));
       }
+    }
+  }
+
+  void UnpackPairs(int chunk) {
+    for (int i = 0; i < 2; ++i) {
+      const Zmm line = Quad(4 * i);
+      vmovdqa64(line, ptr[codes(chunk, 64 * i)]);
+      for (int j = 1; j < 4; ++j) vpsrlw(Quad(4 * i + j), line, 2 * j);
+      for (int j = 0; j < 4; ++j) vpandd(Quad(4 * i + j), Quad(4 * i + j), low_mask_);
     }
   }
 
@@ -96,20 +123,31 @@ class PanelAvx512 : public PanelJit {
   }
 
   void LoadScales(int chunk, int group) {
-    if (f16_scales()) {
+    if (format().scale == ScaleKind::kBF16) {
+      vpmovzxwd(scale_, ptr[scales(32 * chunk)]);
+      vpslld(scale_, scale_, 16);
+      return;
+    }
+    if (format().scale == ScaleKind::kF16) {
       vcvtph2ps(scale_, ptr[scales(32 * chunk)]);
       if (format().has_min) vcvtph2ps(min_, ptr[scales(64 + 32 * chunk)]);
       return;
     }
     const int in_pair = chunk * groups_per_chunk() + group;
+    const auto sub = ptr[scales(kPanelRows * in_pair)];
     if (format().scale == ScaleKind::kF16xS8)
-      vpmovsxbd(scale_, ptr[scales(kPanelRows * in_pair)]);
+      vpmovsxbd(scale_, sub);
     else
-      vpmovzxbd(scale_, ptr[scales(kPanelRows * in_pair)]);
+      vpmovzxbd(scale_, sub);
+    if (format().scale == ScaleKind::kF16xU4) {
+      vpsrld(min_, scale_, 4);
+      vpandd(scale_, scale_, scale_mask_);
+    } else if (format().has_min) {
+      vpmovzxbd(min_, ptr[scales(kPanelRows * (format().block_k() / format().group + in_pair))]);
+    }
     vcvtdq2ps(scale_, scale_);
     vmulps(scale_, scale_, d_);
     if (format().has_min) {
-      vpmovzxbd(min_, ptr[scales(kPanelRows * (format().block_k() / format().group + in_pair))]);
       vcvtdq2ps(min_, min_);
       vmulps(min_, min_, dmin_);
     }

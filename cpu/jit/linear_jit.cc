@@ -23,8 +23,17 @@ void JitCode::EnterFrame(int bytes) {
 
 void JitCode::LeaveFrame(int bytes) { mov(rsp, ptr[rsp + bytes]); }
 
+// All ones: NaN as floats, -1 as integers, every lane of a mask.
+void JitCode::Poison(Isa isa) {
+  if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni)
+    for (int i = 0; i < 16; ++i) vpcmpeqd(Xbyak::Ymm(i), Xbyak::Ymm(i), Xbyak::Ymm(i));
+  if (isa != Isa::kAvx512) return;
+  for (int i = 0; i < 32; ++i) vpternlogd(Xbyak::Zmm(i), Xbyak::Zmm(i), Xbyak::Zmm(i), 0xff);
+  for (int i = 0; i < 8; ++i) kxnorq(Xbyak::Opmask(i), Xbyak::Opmask(i), Xbyak::Opmask(i));
+}
+
 RegExp PanelJit::scales(int offset) const {
-  if (f16_scales()) return w_ + (format().block_bytes() - format().scale_bytes() + offset);
+  if (!format().has_super_scales()) return w_ + (format().block_bytes() - format().scale_bytes() + offset);
   return scales_ + offset;
 }
 
@@ -62,7 +71,7 @@ void PanelJit::Panel() {
   BeginPanel();
   Xbyak::Label next_block;
   L(next_block);
-  if (f16_scales()) {
+  if (!format().has_super_scales()) {
     Pair();
     add(w_, format().block_bytes());
   } else {

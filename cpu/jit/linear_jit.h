@@ -58,9 +58,10 @@ struct TileSpec {
 class JitCode : public Xbyak::CodeGenerator {
  public:
   virtual ~JitCode() = default;
-  // Emits the code and makes it executable and read-only.
+  // Emits the code and makes it executable and read-only. For tests, registers of `poisoned` hold NaN when it begins.
   template <typename Fn>
-  Fn Finish() {
+  Fn Finish(Isa poisoned = Isa::kScalar) {
+    Poison(poisoned);
     Generate();
     setProtectModeRE();
     return getCode<Fn>();
@@ -97,6 +98,7 @@ class JitCode : public Xbyak::CodeGenerator {
   void LeaveFrame(int bytes);
 
  private:
+  void Poison(Isa isa);
   static constexpr size_t kMaxCodeBytes = 32 * 1024;
   const PackedFormat& format_;
 };
@@ -132,7 +134,6 @@ class PanelJit : public JitCode {
   int m() const { return spec_.m; }
   int pass() const { return pass_; }  // being emitted now
   int rows_per_pass() const { return kPanelRows / passes_; }
-  bool f16_scales() const { return format().scale == ScaleKind::kF16; }
   const Xbyak::Reg64& y() const { return y_; }
   // Runs emit(m) for each row with y_row() standing on it.
   template <typename Emit>

@@ -62,9 +62,14 @@ TEST_CASE("packed formats keep what HACKING.md says of their size") {
   CHECK(bits_per_weight(DType::kQ5_0) == 5.5);
   CHECK(bits_per_weight(DType::kQ5_1) == 6.0);
   CHECK(bits_per_weight(DType::kQ8_0) == 8.5);
+  CHECK(bits_per_weight(DType::kQ2_K) == 2.625);
+  CHECK(bits_per_weight(DType::kQ3_K) == 3.625);
   CHECK(bits_per_weight(DType::kQ4_K) == 4.625);
   CHECK(bits_per_weight(DType::kQ5_K) == 5.625);
   CHECK(bits_per_weight(DType::kQ6_K) == 6.625);
+  CHECK(bits_per_weight(DType::kIQ4_NL) == 4.5);
+  CHECK(bits_per_weight(DType::kIQ4_XS) == 4.375);
+  CHECK(bits_per_weight(DType::kMXFP4) == 4.5);
 }
 
 }  // namespace thermocline

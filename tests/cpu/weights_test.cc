@@ -221,9 +221,11 @@ TEST_CASE("packed layout: whoever changes a byte of a panel raises kPackedLayout
   };
   CHECK(kPackedLayoutVersion == 1);  // with another layout, the next number and its hashes
   const std::map<DType, uint64_t> hashes = {
-      {DType::kQ4_0, 0xbce1b2c077780cd8}, {DType::kQ4_1, 0xbbba4c6ce3198773}, {DType::kQ5_0, 0xba84edf683fbb5af},
-      {DType::kQ5_1, 0xe04da7a05143d35c}, {DType::kQ8_0, 0x87931a070ccda6a6}, {DType::kQ4_K, 0xcb6225697d1781fa},
-      {DType::kQ5_K, 0x10a1e0a7a6327409}, {DType::kQ6_K, 0xe955cefa2cecc7fb},
+      {DType::kQ4_0, 0xbce1b2c077780cd8},  {DType::kQ4_1, 0xbbba4c6ce3198773},   {DType::kQ5_0, 0xba84edf683fbb5af},
+      {DType::kQ5_1, 0xe04da7a05143d35c},  {DType::kQ8_0, 0x87931a070ccda6a6},   {DType::kQ4_K, 0xcb6225697d1781fa},
+      {DType::kQ5_K, 0x10a1e0a7a6327409},  {DType::kQ6_K, 0xe955cefa2cecc7fb},   {DType::kQ2_K, 0x7ceceaf3dc1ed135},
+      {DType::kQ3_K, 0x19a2a80ec950328f},  {DType::kIQ4_NL, 0xbce1b2c077780cd8}, {DType::kIQ4_XS, 0xc0e25f5197504673},
+      {DType::kMXFP4, 0x23a008eb4a14100f},
   };
   for (const PackedFormat& format : PackedFormats()) {
     CAPTURE(format.name);

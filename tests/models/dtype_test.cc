@@ -106,10 +106,10 @@ TEST_CASE("dtype: names and ids") {
     CHECK(DTypeFromId(static_cast<uint32_t>(info.type)) == info.type);
     CHECK(Info(info.type).name == std::string(info.name));
   }
-  CHECK(GgmlTypeName(10) == "Q2_K");
-  CHECK(GgmlTypeName(39) == "MXFP4");
+  CHECK(GgmlTypeName(16) == "IQ2_XXS");
+  CHECK(GgmlTypeName(40) == "NVFP4");
   CHECK(GgmlTypeName(1000).empty());
-  CHECK_FALSE(DTypeFromId(10).has_value());
+  CHECK_FALSE(DTypeFromId(16).has_value());
 }
 
 }  // namespace thermocline

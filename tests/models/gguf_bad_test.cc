@@ -31,7 +31,9 @@ std::string Convert(std::string_view error) {
 std::string Other(std::string_view error) { return fmt::format("bad.gguf: {} Get another model.", error); }
 std::string OtherType(std::string_view error) {
   return fmt::format(
-      "bad.gguf: {} Get the model in one of: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K.", error);
+      "bad.gguf: {} Get the model in one of: F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, "
+      "Q6_K, IQ4_NL, IQ4_XS, MXFP4.",
+      error);
 }
 
 ByteVector Cut(ByteVector bytes, size_t size) {
@@ -172,8 +174,8 @@ std::vector<Row> Tensors() {
        Download("byte 53: tensor 't' has more weights than 64 bits can count.")},
       {"more bytes than 64 bits count", OneTensor(DType::kF32, {1 << 30, 1 << 30, 4}, 32).Build(),
        Download("byte 61: tensor 't' has more bytes than 64 bits can count.")},
-      {"a known type that is not read", With(f32(), [](W& w) { w.tensors[0].type = 10; }),
-       OtherType("byte 45: tensor 't' is of type Q2_K, which is not supported.")},
+      {"a known type that is not read", With(f32(), [](W& w) { w.tensors[0].type = 16; }),
+       OtherType("byte 45: tensor 't' is of type IQ2_XXS, which is not supported.")},
       {"an unknown type", With(f32(), [](W& w) { w.tensors[0].type = 12345; }),
        OtherType("byte 45: tensor 't' is of type 12345, unknown to us, which is not supported.")},
       {"a row of half a block", OneTensor(DType::kQ4_K, {384, 2}, 432).Build(),

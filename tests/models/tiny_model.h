@@ -58,6 +58,14 @@ inline ByteVector RandomWeights(DType type, int64_t n, float scale, std::mt19937
         put_half(block + 2, scale * 15.5f / (9.2f * 32));
         break;
       case DType::kQ6_K: put_half(block + 208, scale / (18.5f * 74)); break;
+      case DType::kQ2_K:
+        put_half(block + 80, scale / (1.1f * 7.5f));
+        put_half(block + 82, scale * 1.5f / (1.1f * 7.5f));
+        break;
+      case DType::kQ3_K: put_half(block + 108, scale / (2.3f * 18.5f)); break;
+      case DType::kIQ4_NL: put_half(block, scale / 69); break;
+      case DType::kIQ4_XS: put_half(block, scale / (69 * 18.5f)); break;
+      case DType::kMXFP4: block[0] = static_cast<uint8_t>(128 + std::lround(std::log2(scale / 5.8f))); break;
     }
   }
   return bytes;

@@ -64,6 +64,12 @@ MODELS = {
                        **{**WIDE, "n_layer": 2}),
     "opt_plain": dict(arch="opt", type=Q.F16, n_layer=2, **{**DENSE, "n_head": 2, "n_head_kv": 2}),
     "opt_q8_0": dict(arch="opt", type=Q.Q8_0, trimmed=True, **{**WIDE, "n_head_kv": 6}),
+    "llama_mxfp4": dict(arch="llama", type=Q.MXFP4, bias=False, tied=True, rope="default", **WIDE),
+    "llama_k2": dict(arch="llama", type={"attn_q": Q.Q2_K, "attn_k": Q.Q3_K, "attn_v": Q.IQ4_XS, "attn_output": Q.IQ4_NL,
+                                         "ffn_gate": Q.Q2_K, "ffn_up": Q.IQ4_XS, "ffn_down": Q.Q3_K,
+                                         "token_embd": Q.IQ4_NL},
+                     bias=False, tied=True, rope="default", n_embd=256, n_ff=256, n_head=2, n_head_kv=1, head_dim=32,
+                     n_layer=1),
 }
 CONTEXT, ORIGINAL_CONTEXT, FACTOR, EPS = 512, 64, 4.0, 1e-2
 THETA = {"llama": 10000.0, "gemma3": 100000.0}   # gemma3: of the global layers
@@ -91,9 +97,20 @@ def halves(n, value):
 
 
 def random_k(rng, kind, shape, std):
-    n = shape[0] * shape[1] // 256
+    n = shape[0] * shape[1] // gguf.GGML_QUANT_SIZES[kind][0]
     some_bytes = lambda k: rng.integers(0, 256, (n, k), dtype=np.uint8)
-    if kind == Q.Q6_K:
+    if kind == Q.IQ4_NL:
+        blocks = [halves(n, std / 69), some_bytes(16)]
+    elif kind == Q.IQ4_XS:
+        blocks = [halves(n, std / (69 * 18.5)), some_bytes(2 + 4 + 128)]
+    elif kind == Q.Q3_K:
+        blocks = [some_bytes(32 + 64 + 12), halves(n, std / (2.3 * 18.5))]
+    elif kind == Q.Q2_K:
+        sc = rng.integers(5, 15, (n, 16))
+        m = np.clip(sc + rng.integers(-1, 2, (n, 16)), 0, 15)
+        d = std / (1.12 * 9.5)
+        blocks = [(sc | m << 4).astype(np.uint8), some_bytes(64), halves(n, d), halves(n, d * 1.5)]
+    elif kind == Q.Q6_K:
         scales = (rng.integers(40, 128, (n, 16)) * rng.choice([-1, 1], (n, 16))).astype(np.int8).view(np.uint8)
         blocks = [some_bytes(128), some_bytes(64), scales, halves(n, std / (18.5 * 87))]
     else:
@@ -173,7 +190,7 @@ def kind_of(s, name):
 
 def add_tensor(writer, rng, s, name, w):
     kind = kind_of(s, name)
-    if kind in (Q.Q4_K, Q.Q5_K, Q.Q6_K):
+    if kind in (Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.IQ4_NL, Q.IQ4_XS):
         data = random_k(rng, kind, w.shape, float(w.std()))
     else:
         data = gguf.quants.quantize(np.ascontiguousarray(w), kind)
@@ -260,7 +277,7 @@ def check_round_trip(s, model, loaded):
     for name, p in model.state_dict().items():
         if not isinstance(s["type"], dict):
             error = float((p - loaded.state_dict()[name]).abs().max() / p.abs().max())
-            assert error <= {Q.F32: 1e-6, Q.F16: 1e-3, Q.BF16: 4e-3}.get(s["type"], 0.15), (name, error)
+            assert error <= {Q.F32: 1e-6, Q.F16: 1e-3, Q.BF16: 4e-3, Q.MXFP4: 0.25}.get(s["type"], 0.15), (name, error)
     if s["arch"] == "opt":
         return
     ropes = [dict(m.model.rotary_emb.named_buffers()) for m in (model, loaded)]

@@ -18,6 +18,7 @@ from gguf.quants import dequantize
 HALVES = {
     Type.Q4_0: [0], Type.Q4_1: [0, 2], Type.Q5_0: [0], Type.Q5_1: [0, 2], Type.Q8_0: [0],
     Type.Q4_K: [0, 2], Type.Q5_K: [0, 2], Type.Q6_K: [208],
+    Type.Q2_K: [80, 82], Type.Q3_K: [108], Type.IQ4_NL: [0], Type.IQ4_XS: [0], Type.MXFP4: [],
 }
 FLOATS = [Type.F32, Type.F16, Type.BF16]
 
@@ -41,9 +42,11 @@ def main():
             for at in HALVES[kind]:
                 scales = random.standard_normal(len(rows)) * 2.0 ** random.integers(-20, 4, len(rows))
                 scales[0] = 3e-7  # subnormal
-                if at == 0 and len(rows) > 4:
+                if at == HALVES[kind][0] and len(rows) > 4:
                     scales[1] = 0
                 rows[:, at:at + 2] = scales.astype(np.float16).view(np.uint8).reshape(-1, 2)
+            if kind is Type.MXFP4:
+                rows[:, 0] = [0, 1, 2, 3, 127, 251][:len(rows)]  # exponents: the first two make subnormal scales
             data = rows.reshape(-1)
         expected = dequantize(data, kind).astype(np.float32).reshape(-1)
         assert expected.size == n and np.isfinite(expected).all()
