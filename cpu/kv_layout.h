@@ -3,10 +3,11 @@
 // A page holds 64 tokens of all layers of its kind; of each layer and KV head the keys, then the values. Either is
 //
 //   F16    keys as (head_dim, 64), values as (64, head_dim)
-//   Q8_0   scales as (groups, 64) F16, then s8 in the order of F16: x = scale * s8, a product that F32 holds exactly
+//   Q8_0   scales as (ceil(head_dim / 32), 64) F16, then s8: keys as (dim pairs, 64, 2), values as (token pairs,
+//          head_dim, 2); x = scale * s8
 //
-// where 32 dims of one token are a group with a scale, as in ggml's Q8_0 (groups = ceil(head_dim / 32)). Tokens share
-// nothing, so that forgetting some of a page and going on is exact.
+// where 32 dims of one token are a group with a scale, as in ggml's Q8_0, and the pairs are what a dot product of
+// 16-bit numbers adds up. Tokens share no number, so that forgetting some of a page and going on is exact.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +31,7 @@ struct KvTypes {  // F16 or Q8_0
 static constexpr int64_t KvGroups(int head_dim) { return (head_dim + kKvGroup - 1) / kKvGroup; }
 // What a page takes for the keys, or the values, of one head.
 static constexpr int64_t KvSideBytes(DType type, int head_dim) {
-  const int64_t per_token = type == DType::kQ8_0 ? head_dim + 2 * KvGroups(head_dim) : 2 * int64_t{head_dim};
+  const int64_t per_token = type == DType::kQ8_0 ? (head_dim + 1) / 2 * 2 + 2 * KvGroups(head_dim) : 2 * head_dim;
   return kPageTokens * per_token;
 }
 static constexpr int64_t KvHeadBytes(KvTypes types, int head_dim) {

@@ -22,7 +22,7 @@ struct AttentionSplit {
   const float* q;           // (n_queries, head_dim), already multiplied by the attention scale
   const int32_t* position;  // (n_queries): query i sees tokens t with position[i] - window < t <= position[i]
   int n_queries;
-  int head_dim;  // any positive number; a multiple of 16 is fast
+  int head_dim;  // 1 to kMaxHeadDim; a multiple of 32 is fast
   int window;    // 0: all
   KvTypes types;
   const uint8_t* const* pages;  // (n_pages): keys and values of the head, as cpu/kv_layout.h says

@@ -28,14 +28,6 @@ struct Avx2 {
   static F FromBf16(__m128i x) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16)); }
   static F LoadHalf(const uint16_t* p) { return _mm256_cvtph_ps(Load16(p)); }
   static F LoadHalf(const uint16_t* p, int n) { return _mm256_cvtph_ps(Load16(p, n)); }
-  static F LoadS8(const int8_t* p) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
-  }
-  static F LoadS8(const int8_t* p, int n) {
-    int8_t first[kLanes] = {};
-    for (int i = 0; i < n; ++i) first[i] = p[i];
-    return LoadS8(first);
-  }
   static F LoadBf16(const uint16_t* p) { return FromBf16(Load16(p)); }
   static F LoadBf16(const uint16_t* p, int n) { return FromBf16(Load16(p, n)); }
   static void StoreHalf(uint16_t* p, F x) {
@@ -84,6 +76,21 @@ struct Avx2 {
     return _mm_cvtss_f32(_mm_max_ss(max, _mm_movehdup_ps(max)));
   }
 
+  static I LoadPairs(const int8_t* p) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static I LoadPairs(const int8_t* p, int n) {
+    int8_t first[2 * kLanes] = {};
+    for (int i = 0; i < 2 * n; ++i) first[i] = p[i];
+    return LoadPairs(first);
+  }
+  static I DotPairs(I sum, I a, I b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
+  static void StoreS16(int16_t* p, I x) {
+    const __m128i low = _mm256_castsi256_si128(x), high = _mm256_extracti128_si256(x, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi32(low, high));
+  }
+  static I SetInt(int32_t x) { return _mm256_set1_epi32(x); }
+  static F ToFloat(I x) { return _mm256_cvtepi32_ps(x); }
   static I ToInt(F x) { return _mm256_cvtps_epi32(x); }
   static I ZeroInt() { return _mm256_setzero_si256(); }
   static I AddInt(I a, I b) { return _mm256_add_epi32(a, b); }

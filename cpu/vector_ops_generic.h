@@ -2,9 +2,10 @@
 // vector_ops_avx512.cc; the larger ones in headers of their own, joined in vector_ops_instance.h).
 //
 //   V::F, V::I             floats, int32s of one register; V::kLanes of them
-//   V::Load, LoadHalf, LoadBf16, LoadS8 (p), and (p, n): the first n < kLanes only, zeros behind them
+//   V::Load, LoadHalf, LoadBf16 (p), and (p, n): the first n < kLanes only, zeros behind them
 //   V::Store, StoreHalf (p, v), and (p, v, n)
-//   V::Min, Max            give the second operand where one is NaN
+//   V::LoadPairs (p), (p, n)   two neighbouring s8 in each lane, as s16; V::DotPairs (sum, a, b) adds their two
+//   products V::Min, Max            give the second operand where one is NaN
 //
 // Everything is in an anonymous namespace and calls nothing of the standard library: an inline function compiled here
 // with wide instructions must never be the copy that the linker keeps for the rest of the program.
@@ -190,13 +191,6 @@ struct F16Values {
   template <typename V, typename... N>
   static typename V::F Load(const uint16_t* p, N... n) {
     return V::LoadHalf(p, n...);
-  }
-};
-struct S8Values {
-  using Element = int8_t;
-  template <typename V, typename... N>
-  static typename V::F Load(const int8_t* p, N... n) {
-    return V::LoadS8(p, n...);
   }
 };
 struct Bf16Values {

@@ -20,9 +20,9 @@ void StoreF16(const float* x, int head_dim, uint16_t* to, int64_t stride) {
   }
 }
 
-// Every rounding as in the scalar definition.
-template <typename V>
-void StoreQ8(const float* x, int head_dim, uint16_t* scales, uint8_t* to, int64_t stride) {
+// Every rounding as in the scalar definition. Value d becomes byte at(d).
+template <typename V, typename At>
+void StoreQ8(const float* x, int head_dim, uint16_t* scales, uint8_t* to, const At& at) {
   constexpr int L = V::kLanes;
   constexpr float kMost = 127;
   for (int d = 0; d < head_dim; d += kKvGroup, scales += kPageTokens) {
@@ -35,30 +35,30 @@ void StoreQ8(const float* x, int head_dim, uint16_t* scales, uint8_t* to, int64_
     V::StoreHalf(halves, V::Set(V::ReduceMax(largest) / kMost));
     const float scale = V::First(V::LoadHalf(halves));
     const auto inverse = V::Set(scale == 0 ? 0.f : 1 / scale);
-    uint8_t unused[kKvGroup], bytes[kKvGroup];
-    for (int j = 0; j < kKvGroup / L; ++j) {
-      const auto scaled = V::Max(V::Set(-kMost), V::Min(V::Set(kMost), V::Mul(values[j], inverse)));
-      V::StorePlanes(unused + j * L, bytes + j * L, V::ToInt(scaled));
-    }
+    int16_t q[kKvGroup];
+    for (int j = 0; j < kKvGroup / L; ++j)
+      V::StoreS16(q + j * L, V::ToInt(V::Max(V::Set(-kMost), V::Min(V::Set(kMost), V::Mul(values[j], inverse)))));
     *scales = halves[0];
-    for (int i = 0; i < n; ++i, to += stride) *to = bytes[i];
+    for (int i = 0; i < n; ++i) to[at(d + i)] = static_cast<uint8_t>(q[i]);
   }
-}
-
-// Value d of `x` becomes element first + d * stride of the keys or values of a page.
-template <typename V>
-void StoreSide(DType type, const float* x, int head_dim, int slot, int64_t first, int64_t stride, uint8_t* side) {
-  uint16_t* halves = reinterpret_cast<uint16_t*>(side);
-  if (type == DType::kF16) return StoreF16<V>(x, head_dim, halves + first, stride);
-  const int64_t scale_bytes = KvGroups(head_dim) * kPageTokens * 2;
-  StoreQ8<V>(x, head_dim, halves + slot, side + scale_bytes + first, stride);
 }
 
 template <typename V>
 void StoreKv(KvTypes types, const float* key, const float* value, int head_dim, int slot, uint8_t* page) {
-  StoreSide<V>(types.key, key, head_dim, slot, slot, kPageTokens, page);
-  StoreSide<V>(types.value, value, head_dim, slot, int64_t{slot} * head_dim, 1,
-               page + KvSideBytes(types.key, head_dim));
+  const int64_t scale_bytes = 2 * KvGroups(head_dim) * kPageTokens;
+  uint16_t* halves = reinterpret_cast<uint16_t*>(page);
+  if (types.key == DType::kQ8_0)
+    StoreQ8<V>(key, head_dim, halves + slot, page + scale_bytes,
+               [=](int d) { return d / 2 * (2 * kPageTokens) + 2 * slot + d % 2; });
+  else
+    StoreF16<V>(key, head_dim, halves + slot, kPageTokens);
+  page += KvSideBytes(types.key, head_dim);
+  halves = reinterpret_cast<uint16_t*>(page);
+  if (types.value == DType::kQ8_0)
+    StoreQ8<V>(value, head_dim, halves + slot, page + scale_bytes,
+               [=](int d) { return slot / 2 * 2 * head_dim + 2 * d + slot % 2; });
+  else
+    StoreF16<V>(value, head_dim, halves + int64_t{slot} * head_dim, 1);
 }
 
 }  // namespace

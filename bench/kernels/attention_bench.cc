@@ -28,7 +28,10 @@ constexpr Shape kShapes[] = {{"SmolLM2-135M", 3, 64, 90}, {"gemma3-270m", 4, 256
 class Kv {
  public:
   Kv(const VectorOps& ops, const Shape& shape, KvTypes types, int n_tokens)
-      : head_dim_(shape.head_dim), types_(types), n_pages_(int64_t{shape.n_kv} * n_tokens / kPageTokens) {
+      : head_dim_(shape.head_dim),
+        n_kv_(shape.n_kv),
+        types_(types),
+        n_pages_(int64_t{shape.n_kv} * n_tokens / kPageTokens) {
     data_ = Buffer(n_pages_ * PageBytes(), "a benchmark");
     std::mt19937 engine(1);
     std::normal_distribution<float> normal;
@@ -43,10 +46,14 @@ class Kv {
   int64_t n_pages() const { return n_pages_; }
   KvTypes types() const { return types_; }
   int64_t PageBytes() const { return KvHeadBytes(types_, head_dim_); }
-  uint8_t* Page(int64_t i) const { return data_.data() + i * PageBytes(); }
+  // The i-th page in the order of reading: a head's pages lie apart, as those of all heads of 64 tokens are together.
+  uint8_t* Page(int64_t i) const {
+    const int64_t per_head = n_pages_ / n_kv_, head = i / per_head, page = i % per_head;
+    return data_.data() + (page * n_kv_ + head) * PageBytes();
+  }
 
  private:
-  int head_dim_;
+  int head_dim_, n_kv_;
   KvTypes types_;
   int64_t n_pages_;
   Buffer data_;
@@ -55,8 +62,10 @@ class Kv {
 // One iteration is one split; consecutive ones walk through `kv`.
 void RunSplits(benchmark::State& state, const VectorOps& ops, const Shape& shape, const Kv& kv, int n_queries) {
   const int first_token = 4096 - kSplitTokens;
-  std::vector<float> q(n_queries * shape.head_dim, 0.05f), max(n_queries), sum(n_queries), acc(q.size());
+  std::vector<float> q(n_queries * shape.head_dim), max(n_queries), sum(n_queries), acc(q.size());
   const std::vector<int32_t> position(n_queries, 4096);
+  std::mt19937 engine(2);
+  for (float& x : q) x = std::normal_distribution<float>(0, 0.2f)(engine);
   const uint8_t* pages[kSplitPages];
   int64_t at = 0;
   for (auto _ : state) {

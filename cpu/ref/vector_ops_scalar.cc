@@ -131,7 +131,11 @@ struct Side {
   }
   int64_t Half(int slot, int d) const { return begin + 2 * Index(slot, d); }
   int64_t Scale(int slot, int d) const { return begin + 2 * (int64_t{d / kKvGroup} * kPageTokens + slot); }
-  int64_t Byte(int slot, int d) const { return begin + 2 * KvGroups(head_dim) * kPageTokens + Index(slot, d); }
+  int64_t Byte(int slot, int d) const {
+    const int64_t bytes = begin + 2 * KvGroups(head_dim) * kPageTokens;
+    return bytes +
+           (is_keys ? d / 2 * (2 * kPageTokens) + 2 * slot + d % 2 : slot / 2 * 2 * head_dim + 2 * d + slot % 2);
+  }
 };
 Side Keys(KvTypes types, int head_dim) { return {types.key, head_dim, true, 0}; }
 Side Values(KvTypes types, int head_dim) { return {types.value, head_dim, false, KvSideBytes(types.key, head_dim)}; }

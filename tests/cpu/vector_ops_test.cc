@@ -383,7 +383,7 @@ TEST_CASE("store_kv in Q8_0 errs by half a step, clamps what is too large, and N
     for (int d = 0; d < kHeadDim; ++d) {
       const size_t at = 2 * (d / 32 * 64 + kSlot);
       const float scale = HalfToFloat(static_cast<uint16_t>(page[at] | page[at + 1] << 8));
-      const float stored = scale * static_cast<int8_t>(page[2 * 2 * 64 + d * 64 + kSlot]);
+      const float stored = scale * static_cast<int8_t>(page[2 * 2 * 64 + d / 2 * 128 + 2 * kSlot + d % 2]);
       float largest = 0;
       for (int i = d / 32 * 32; i < std::min(kHeadDim, d / 32 * 32 + 32); ++i)
         if (!std::isnan(key[i])) largest = std::max(largest, std::min(65504.f, std::fabs(key[i])));
