@@ -88,13 +88,19 @@ void GgufFile::CheckIntact() const {
 }
 
 uint64_t GgufFile::Fingerprint() const {
+  Hash hash;
+  hash.Add(static_cast<uint64_t>(map_->modified_ns()));
+  hash.Add(Identity());
+  return hash.value();
+}
+
+uint64_t GgufFile::Identity() const {
   constexpr uint64_t kSample = 4096;
   const std::span<const uint8_t> all(map_->data(), map_->size());
   uint64_t header = all.size();
   for (const Tensor& tensor : tensors_) header = std::min(header, tensor.offset);
   Hash hash;
   hash.Add(all.size());
-  hash.Add(static_cast<uint64_t>(map_->modified_ns()));
   hash.Add(all.first(header));
   for (const Tensor& tensor : tensors_) {
     const std::span<const uint8_t> bytes(tensor.data, tensor.bytes);

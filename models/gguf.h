@@ -90,6 +90,8 @@ class GgufFile {
   // What tells this file from others, and from itself before a change: a hash of its size, its time of change,
   // everything in front of the tensor data, and the first, middle and last 4 KiB of each tensor.
   uint64_t Fingerprint() const;
+  // The same without the time of change, so that a copy is the same model.
+  uint64_t Identity() const;
 
   // For who reads all tensor data once, front to back. Data that is not the file's, as where a model's tensors were
   // replaced, is left alone.

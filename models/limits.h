@@ -34,6 +34,11 @@ inline constexpr double kMaxRopeFactor = 1e6;
 inline constexpr size_t kMaxTokenBytes = 1024;            // real ones reach 256: runs of 128 spaces in GPT-2's way
 inline constexpr size_t kMaxTextBytes = size_t{1} << 28;  // of one Encode, which takes up to 30 bytes per byte
 
+// .heat files. Counts are kept in F32, where whole numbers end at 2^24.
+inline constexpr size_t kMaxHeatBytes = size_t{1} << 31;  // all neurons of the largest model, and predictors
+inline constexpr int64_t kMaxHeatTokens = (1 << 24) - 1;
+inline constexpr int64_t kMaxHeatTargets = 64;
+
 // The command line and what it reads.
 inline constexpr size_t kMaxMessagesBytes = size_t{1} << 26;  // JSON of `template`
 inline constexpr int kMaxMessagesDepth = 16;

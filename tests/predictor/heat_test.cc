@@ -1,0 +1,175 @@
+#include "predictor/heat.h"
+
+#include <doctest/doctest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <limits>
+
+#include "models/error.h"
+#include "tests/models/tiny_model.h"
+
+namespace thermocline {
+namespace {
+
+class TempFile {
+ public:
+  explicit TempFile(std::span<const uint8_t> bytes) {
+    std::ofstream(path_, std::ios::binary).write(reinterpret_cast<const char*>(bytes.data()), std::ssize(bytes));
+  }
+  ~TempFile() { std::filesystem::remove(path_); }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  static inline int count_ = 0;
+  std::filesystem::path path_ =
+      std::filesystem::temp_directory_path() / fmt::format("thermocline-heat-{}-{}", getpid(), ++count_);
+};
+
+struct Subject {
+  GgufFile file = TinyModel({}).Open();
+  Model model = Model::FromGguf(file);
+
+  Heat MakeHeat() const {
+    Heat heat;
+    heat.identity = file.Identity();
+    heat.text_hash = 42;
+    heat.model = "tiny";
+    heat.activation = model.config.arch.activation;
+    heat.n_ff = model.config.n_ff;
+    heat.n_tokens = 1000;
+    heat.n_counted = 900;
+    heat.targets = {0.25f, 0.5f};
+    for (int i = 0; i < model.config.n_layer; ++i) {
+      LayerHeat& layer = heat.layers.emplace_back();
+      layer.levels = {0.1f, 0.2f * static_cast<float>(i + 1)};
+      for (int64_t j = 0; j < 2 * heat.n_ff; ++j) layer.fired.push_back(static_cast<double>((j * 7 + i) % 901));
+      for (int64_t j = 0; j < heat.n_ff; ++j) layer.sum_abs.push_back(0.5 * static_cast<double>(j));
+      layer.histogram.assign(kHeatBins, 0);
+      layer.histogram[HeatBin(1.0f)] = 300;
+      layer.histogram[HeatBin(2.0f)] = 100;
+    }
+    heat.thresholds = {{0.1f, -0.001f, {0.01f, 0.02f}}, {0.5f, 0.3f, {0.1f, 0.2f}}};
+    return heat;
+  }
+  Heat Read(std::span<const uint8_t> bytes) const {
+    const TempFile at(bytes);
+    return ReadHeat(at.path(), file, model.config);
+  }
+  std::string Complaint(std::span<const uint8_t> bytes) const {
+    try {
+      Read(bytes);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  }
+};
+
+}  // namespace
+
+TEST_CASE("heat: what is written is what is read") {
+  const Subject subject;
+  const Heat heat = subject.MakeHeat(), read = subject.Read(SerializeHeat(heat));
+  CHECK(read.identity == heat.identity);
+  CHECK(read.text_hash == 42);
+  CHECK(read.model == "tiny");
+  CHECK(read.n_tokens == 1000);
+  CHECK(read.n_counted == 900);
+  CHECK(read.targets == heat.targets);
+  REQUIRE(read.layers.size() == heat.layers.size());
+  for (size_t i = 0; i < read.layers.size(); ++i) {
+    CHECK(read.layers[i].levels == heat.layers[i].levels);
+    CHECK(read.layers[i].fired == heat.layers[i].fired);
+    CHECK(read.layers[i].sum_abs == heat.layers[i].sum_abs);
+    CHECK(read.layers[i].histogram == heat.layers[i].histogram);
+  }
+  REQUIRE(read.thresholds.size() == 2);
+  CHECK(read.thresholds[0].rise == -0.001f);
+  CHECK(read.thresholds[1].levels == heat.thresholds[1].levels);
+  CHECK(read.Frequency(1, 1)[3] == doctest::Approx(heat.layers[1].fired[read.n_ff + 3] / 900));
+  Heat bare = heat;
+  bare.thresholds.clear();
+  CHECK(subject.Read(SerializeHeat(bare)).thresholds.empty());
+}
+
+TEST_CASE("heat: no bit may flip, no byte may be missing") {
+  const Subject subject;
+  const std::vector<uint8_t> good = SerializeHeat(subject.MakeHeat());
+  for (size_t i = 0; i < good.size(); i += i < 2000 ? 1 : 61) {
+    CAPTURE(i);
+    std::vector<uint8_t> bad = good;
+    bad[i] ^= static_cast<uint8_t>(1 << i % 8);
+    CHECK(subject.Complaint(bad).find("damaged") != std::string::npos);
+  }
+  for (size_t n = 1; n < good.size(); n += 97)
+    CHECK(subject.Complaint(std::span(good).first(n)).find("damaged") != std::string::npos);
+}
+
+TEST_CASE("heat: a file that is whole but wrong is refused, and says what is wrong") {
+  const Subject subject;
+  const auto complaint = [&](const std::function<void(Heat&)>& change) {
+    Heat heat = subject.MakeHeat();
+    change(heat);
+    return subject.Complaint(SerializeHeat(heat));
+  };
+  const auto has = [](const std::string& text, const char* part) {
+    CAPTURE(text);
+    CAPTURE(part);
+    CHECK(text.find(part) != std::string::npos);
+  };
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  CHECK(complaint([](Heat&) {}).empty());
+  has(complaint([](Heat& heat) { ++heat.identity; }), "another model, 'tiny'");
+  has(complaint([](Heat& heat) { heat.activation = Activation::kRelu; }), "heat.activation");
+  has(complaint([](Heat& heat) { heat.n_counted = heat.n_tokens + 1; }), "heat.tokens_counted");
+  has(complaint([](Heat& heat) { heat.layers[1].fired[5] = 901; }), "blk.1.fired");
+  has(complaint([](Heat& heat) { heat.layers[0].sum_abs[5] = -1; }), "blk.0.sum_abs");
+  has(complaint([&](Heat& heat) { heat.layers[0].sum_abs[5] = nan; }), "nan");
+  has(complaint([&](Heat& heat) { heat.layers[1].levels[0] = nan; }), "blk.1.levels");
+  has(complaint([](Heat& heat) { heat.layers[1].histogram.pop_back(); }), "blk.1.histogram");
+  has(complaint([](Heat& heat) {
+        heat.layers.pop_back();
+        heat.thresholds.clear();
+      }),
+      "'blk.1.levels' is missing");
+  has(complaint([](Heat& heat) { heat.targets = {0.5f, 0.25f}; }), "do not ascend");
+  has(complaint([](Heat& heat) { heat.thresholds[1].sparsity = 0.1f; }), "do not ascend");
+  has(complaint([](Heat& heat) { heat.thresholds[1].sparsity = 1.5f; }), "threshold.sparsity");
+  has(complaint([&](Heat& heat) { heat.thresholds[0].levels[1] = nan; }), "threshold.levels");
+  has(complaint([&](Heat& heat) { heat.thresholds[0].rise = nan; }), "threshold.rise");
+}
+
+TEST_CASE("heat: bins cover all magnitudes in order") {
+  CHECK(HeatBin(0) == 0);
+  CHECK(HeatBin(std::numeric_limits<float>::quiet_NaN()) == 0);
+  CHECK(HeatBin(INFINITY) == kHeatBins - 1);
+  CHECK(HeatBin(1e30f) == kHeatBins - 1);
+  CHECK(HeatBin(-3) == HeatBin(3));
+  for (int bin = 1; bin < kHeatBins; ++bin) {
+    const float begin = HeatBinBegin(bin);
+    CHECK(HeatBin(begin) == bin);
+    CHECK(HeatBin(std::nextafter(begin, 0.f)) == bin - 1);
+  }
+}
+
+TEST_CASE("heat: levels are quantiles") {
+  const Subject subject;
+  const Heat heat = subject.MakeHeat();  // 300 within [1, 17/16), 100 within [2, 2 + 1/8)
+  CHECK(heat.Level(0, 0) == 1.0f);
+  CHECK(heat.Level(0, 0.375) == doctest::Approx(1 + 0.5 / 16));
+  CHECK(heat.Level(0, 0.875) == doctest::Approx(2 + 0.5 / 8));
+  CHECK(heat.Level(0, 1) >= 2);
+  Heat empty = heat;
+  empty.layers[0].histogram.assign(kHeatBins, 0);
+  CHECK(empty.Level(0, 0) == 0);
+}
+
+TEST_CASE("heat: stands beside its model") {
+  CHECK(HeatPath("models/SmolLM2.Q4_1.gguf") == "models/SmolLM2.Q4_1.heat");
+  CHECK(HeatPath("model") == "model.heat");
+}
+
+}  // namespace thermocline
