@@ -40,7 +40,8 @@ struct StepView {
   int max_members = kMaxThreads;       // of the team, that work on it
 };
 
-// Sees row `row` of what a kLinear op reads (of a head: the row-th wanted row); called by several members at once.
+// Sees row `row` of what a kLinear op reads (of a head: the row-th wanted row), and of the gates or ups that an
+// activation reads; called by several members at once.
 using InputTap = std::function<void(const Op& op, int64_t row, std::span<const float> x)>;
 
 class CpuExecutor {

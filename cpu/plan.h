@@ -19,7 +19,7 @@ enum class RowTask : uint8_t {
   kAct,
   kQuantize,  // op.in to two-plane activations
   kBias,      // op.projections' biases
-  kTap,       // op.in to whoever asked for the inputs of products
+  kTap,       // op.in to whoever asked for it
 };
 
 struct Stage {
@@ -33,7 +33,8 @@ struct Stage {
   std::vector<Task> tasks;  // kRows, in order
 };
 
-// `needs_quantize(op)`: whether a kLinear op has integer weights. `tapped`: somebody wants to see what they read.
+// `needs_quantize(op)`: whether a kLinear op has integer weights. `tapped`: somebody wants to see what
+// they and activations read.
 template <typename Predicate>
 std::vector<Stage> MakeStages(const Program& program, const Predicate& needs_quantize, bool tapped) {
   std::vector<Stage> stages;
@@ -49,8 +50,11 @@ std::vector<Stage> MakeStages(const Program& program, const Predicate& needs_qua
       case OpKind::kNorm: add_task(RowTask::kNorm, &op, op.wanted_rows); break;
       case OpKind::kHeadNorm: add_task(RowTask::kHeadNorm, &op, false); break;
       case OpKind::kRope: add_task(RowTask::kRope, &op, false); break;
-      case OpKind::kGatedAct: add_task(RowTask::kGatedAct, &op, false); break;
-      case OpKind::kAct: add_task(RowTask::kAct, &op, false); break;
+      case OpKind::kGatedAct:
+      case OpKind::kAct:
+        if (tapped) add_task(RowTask::kTap, &op, false);
+        add_task(op.kind == OpKind::kAct ? RowTask::kAct : RowTask::kGatedAct, &op, false);
+        break;
       case OpKind::kAttention:
         add_task(RowTask::kStoreKv, &op, false);
         stages.push_back({Stage::Kind::kAttention, &op, false, {}});

@@ -5,6 +5,7 @@
 
 #include "models/check.h"
 #include "runtime/bench_report.h"
+#include "runtime/svg.h"
 
 namespace thermocline {
 namespace {
@@ -19,42 +20,21 @@ struct Axis {
   double At(double value) const { return begin + (std::log10(value) - low) / (high - low) * (end - begin); }
 };
 
-std::string Escaped(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '&': out += "&amp;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? ' ' : c;
-    }
-  }
-  return out;
-}
-
-std::string Label(double x, double y, const char* anchor, const char* style, const std::string& text) {
-  return fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\" {}>{}</text>\n", x, y, anchor, style,
-                     Escaped(text));
-}
-
-std::string Line(double x1, double y1, double x2, double y2, const char* style) {
-  return fmt::format("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" {}/>\n", x1, y1, x2, y2, style);
-}
-
 std::string Grid(const Axis& x, const Axis& y) {
   std::string svg;
   for (int e = x.low; e <= x.high; ++e) {
     for (int m = 2; m < 10 && e < x.high; ++m)
-      svg += Line(x.At(m * std::pow(10, e)), y.begin, x.At(m * std::pow(10, e)), y.end, "stroke=\"#f3f3f3\"");
-    svg += Line(x.At(std::pow(10, e)), y.begin, x.At(std::pow(10, e)), y.end, "stroke=\"#dddddd\"");
-    svg += Label(x.At(std::pow(10, e)), y.begin + 20, "middle", "fill=\"#555\"", fmt::format("{:g}", std::pow(10, e)));
+      svg += SvgLine(x.At(m * std::pow(10, e)), y.begin, x.At(m * std::pow(10, e)), y.end, "stroke=\"#f3f3f3\"");
+    svg += SvgLine(x.At(std::pow(10, e)), y.begin, x.At(std::pow(10, e)), y.end, "stroke=\"#dddddd\"");
+    svg +=
+        SvgLabel(x.At(std::pow(10, e)), y.begin + 20, "middle", "fill=\"#555\"", fmt::format("{:g}", std::pow(10, e)));
   }
   for (int e = y.low; e <= y.high; ++e) {
     for (int m = 2; m < 10 && e < y.high; ++m)
-      svg += Line(x.begin, y.At(m * std::pow(10, e)), x.end, y.At(m * std::pow(10, e)), "stroke=\"#f3f3f3\"");
-    svg += Line(x.begin, y.At(std::pow(10, e)), x.end, y.At(std::pow(10, e)), "stroke=\"#dddddd\"");
-    svg += Label(x.begin - 8, y.At(std::pow(10, e)) + 4, "end", "fill=\"#555\"", fmt::format("{:g}", std::pow(10, e)));
+      svg += SvgLine(x.begin, y.At(m * std::pow(10, e)), x.end, y.At(m * std::pow(10, e)), "stroke=\"#f3f3f3\"");
+    svg += SvgLine(x.begin, y.At(std::pow(10, e)), x.end, y.At(std::pow(10, e)), "stroke=\"#dddddd\"");
+    svg +=
+        SvgLabel(x.begin - 8, y.At(std::pow(10, e)) + 4, "end", "fill=\"#555\"", fmt::format("{:g}", std::pow(10, e)));
   }
   return svg;
 }
@@ -66,15 +46,15 @@ std::string Roof(const Roofs& roofs, const Axis& x, const Axis& y) {
   const double ridge = gops > 0 ? gops / gb : last;
   const double low = std::max(first, std::pow(10, y.low) / gb), high = std::min(ridge, std::pow(10, y.high) / gb);
   constexpr const char* kRoof = "stroke=\"#333\" stroke-width=\"2.5\" stroke-linecap=\"round\"";
-  std::string svg = Line(x.At(low), y.At(low * gb), x.At(high), y.At(high * gb), kRoof);
+  std::string svg = SvgLine(x.At(low), y.At(low * gb), x.At(high), y.At(high * gb), kRoof);
   const double middle = std::sqrt(low * high);
   const double angle = std::atan2(y.At(high * gb) - y.At(low * gb), x.At(high) - x.At(low)) * 180 / std::acos(-1.0);
   svg +=
       fmt::format("<g transform=\"translate({:.1f} {:.1f}) rotate({:.1f})\">{}</g>\n", x.At(middle), y.At(middle * gb),
-                  angle, Label(0, -8, "middle", "fill=\"#333\"", fmt::format("read bandwidth {:.1f} GB/s", gb)));
+                  angle, SvgLabel(0, -8, "middle", "fill=\"#333\"", fmt::format("read bandwidth {:.1f} GB/s", gb)));
   if (gops > 0 && ridge < last) {
-    svg += Line(x.At(ridge), y.At(gops), x.end, y.At(gops), kRoof);
-    svg += Label(x.end - 6, y.At(gops) - 8, "end", "fill=\"#333\"", fmt::format("peak {:.0f} GOP/s", gops));
+    svg += SvgLine(x.At(ridge), y.At(gops), x.end, y.At(gops), kRoof);
+    svg += SvgLabel(x.end - 6, y.At(gops) - 8, "end", "fill=\"#333\"", fmt::format("peak {:.0f} GOP/s", gops));
   }
   return svg;
 }
@@ -106,15 +86,15 @@ std::string RooflineSvg(const std::vector<BenchResult>& results, const BenchAbou
       "font-family=\"Helvetica, Arial, sans-serif\" font-size=\"12\">\n"
       "<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
       kWidth, kHeight);
-  svg += Label(kLeft, 32, "start", "font-size=\"18\" font-weight=\"bold\" fill=\"#222\"", about.model_type);
-  svg += Label(
+  svg += SvgLabel(kLeft, 32, "start", "font-size=\"18\" font-weight=\"bold\" fill=\"#222\"", about.model_type);
+  svg += SvgLabel(
       kLeft, 54, "start", "fill=\"#555\"",
       fmt::format("{}, {} thread{}, {}", about.cpu_info, roofs.n_threads, roofs.n_threads == 1 ? "" : "s", about.isa));
   svg += Grid(x, y) + Roof(roofs, x, y);
-  svg +=
-      Label((x.begin + x.end) / 2, kHeight - 18, "middle", "fill=\"#222\"", "operations per byte of weights and cache");
+  svg += SvgLabel((x.begin + x.end) / 2, kHeight - 18, "middle", "fill=\"#222\"",
+                  "operations per byte of weights and cache");
   svg += fmt::format("<g transform=\"translate(22 {:.1f}) rotate(-90)\">{}</g>\n", (y.begin + y.end) / 2,
-                     Label(0, 0, "middle", "fill=\"#222\"", "GOP/s"));
+                     SvgLabel(0, 0, "middle", "fill=\"#222\"", "GOP/s"));
   const double spacing = std::min(18.0, (kHeight - kTop - kBottom - 32) / static_cast<double>(results.size()));
   // A legend instead of names beside the dots: tests of one kind lie close together.
   for (size_t i = 0; i < results.size(); ++i) {
@@ -126,9 +106,9 @@ std::string RooflineSvg(const std::vector<BenchResult>& results, const BenchAbou
     const std::string name = fmt::format("{}: {:.0f} % of the roof", result.Name(), 100 * bound);
     svg += fmt::format(
         "<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"6\" fill=\"{}\" stroke=\"white\"><title>{}</title></circle>\n",
-        x.At(per_byte), y.At(ops * 1e-9 / result.Seconds()), colour, Escaped(name));
+        x.At(per_byte), y.At(ops * 1e-9 / result.Seconds()), colour, XmlEscaped(name));
     svg += fmt::format("<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"5\" fill=\"{}\"/>\n", x.end - 14, row - 4, colour);
-    svg += Label(x.end - 26, row, "end", "fill=\"#222\"", name);
+    svg += SvgLabel(x.end - 26, row, "end", "fill=\"#222\"", name);
   }
   return svg + "</svg>\n";
 }

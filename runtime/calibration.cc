@@ -98,6 +98,7 @@ Calibration::Calibration(const Model& model, Engine& engine, std::span<const Tok
   const VectorOps& ops = VectorOpsFor(ChooseIsa());
   Team team(engine.n_threads());
   engine.SetInputTap([&](const Op& op, int64_t row, std::span<const float> x) {
+    if (op.kind != OpKind::kLinear) return;
     Input& input = *by_key.at(op.projections[0].weight);
     std::copy(x.begin(), x.begin() + input.k, input.rows.begin() + row * input.k);
   });

@@ -80,7 +80,8 @@ class Engine {
   // From any thread or signal handler: the running (or next) Step throws Cancelled at the next layer.
   void Cancel();
 
-  // Shows `tap` the input of every product from now on (cpu/executor.h); empty: no longer. Without a tracer only.
+  // Shows `tap` the input of every product and activation from now on (cpu/executor.h); empty: no longer. Without a
+  // tracer only.
   void SetInputTap(InputTap tap);
 
   // What generated rows read of FFNs that are not dense (LoadOptions::ffn) since the last call.

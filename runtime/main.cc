@@ -16,6 +16,7 @@ constexpr Command kCommands[] = {
     {"template", "Print the prompt that messages become", RunTemplate},
     {"inspect", "Show what a model file holds and what memory it needs", RunInspect},
     {"perplexity", "Measure how well a model predicts a text", RunPerplexity},
+    {"profile", "Learn from a text which neurons of a model fire", RunProfile},
     {"quantize", "Write a model with smaller weights", RunQuantize},
     {"synth", "Write a model with random weights, for measuring speed", RunSynth},
     {"bench", "Measure the speed of prefill and decode", RunBench},

@@ -13,6 +13,7 @@ int RunTokenize(const Command& command, std::vector<std::string> args);
 int RunTemplate(const Command& command, std::vector<std::string> args);
 int RunInspect(const Command& command, std::vector<std::string> args);
 int RunPerplexity(const Command& command, std::vector<std::string> args);
+int RunProfile(const Command& command, std::vector<std::string> args);
 int RunQuantize(const Command& command, std::vector<std::string> args);
 int RunBench(const Command& command, std::vector<std::string> args);
 int RunMachine(const Command& command, std::vector<std::string> args);

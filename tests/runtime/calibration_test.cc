@@ -40,7 +40,8 @@ TEST_CASE("calibration: what products read is seen, all of it, and only while it
   });
   engine.Truncate(sequence, 0);
   engine.Step(batch);
-  CHECK(seen == 5 * (2 * 4 + 1));  // rows by products: qkv, output, gate and up, down of two layers, and the head
+  // Rows by products and activations: qkv, output, gate and up, activation, down of two layers, and the head.
+  CHECK(seen == 5 * (2 * 5 + 1));
   CHECK(std::equal(before.begin(), before.end(), engine.Logits(4).begin()));
   // The head is the embedding: its rows by what was seen are the logits.
   const Tensor& head = *file.FindTensor("token_embd.weight");
@@ -57,7 +58,7 @@ TEST_CASE("calibration: what products read is seen, all of it, and only while it
   engine.SetInputTap({});
   engine.Truncate(sequence, 0);
   engine.Step(batch);
-  CHECK(seen == 5 * (2 * 4 + 1));
+  CHECK(seen == 5 * (2 * 5 + 1));
 }
 
 TEST_CASE("calibration: with feedback, outputs err less") {

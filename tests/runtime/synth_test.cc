@@ -62,6 +62,7 @@ Watched Watch(const SynthOptions& options) {
   Engine engine(file, model, {.n_ctx = kTokens, .n_threads = 2});
   std::mutex mutex;
   engine.SetInputTap([&](const Op& op, int64_t row, std::span<const float> x) {
+    if (op.kind != OpKind::kLinear) return;
     const std::lock_guard lock(mutex);
     if (op.in == Slot::kGate) {
       for (int i = 0; i < n_ff; ++i) {
