@@ -36,7 +36,7 @@ function(register name label isa)
   # A filter that matches nothing must not pass.
   set_tests_properties(${name} PROPERTIES LABELS ${label} FAIL_REGULAR_EXPRESSION "test cases: +0 ")
   if(label STREQUAL "slow")
-    set_tests_properties(${name} PROPERTIES TIMEOUT 900)
+    set_tests_properties(${name} PROPERTIES TIMEOUT 900 COST 200)  # the longest begin first
   else()
     set_tests_properties(${name} PROPERTIES TIMEOUT 300)
   endif()
