@@ -20,6 +20,7 @@ namespace {
 constexpr int kRows = 64;  // of one step, whose activations are kept until they are counted
 constexpr int64_t kMinTokens = 4 * kRows;
 constexpr int64_t kMaxLevelTokens = 2048;
+constexpr std::chrono::milliseconds kFirstSave{500};
 
 uint64_t TextHash(std::span<const TokenId> tokens) {
   Hash hash;
@@ -124,7 +125,8 @@ void CountNeurons(Engine& engine, const Model& model, std::span<const TokenId> t
   const int64_t n = std::ssize(tokens), n_level = LevelTokens(heat, n), n_ctx = engine.n_ctx();
   Counter counter(engine, model, heat);
   Progress progress("profiling", "tokens");
-  auto saved = std::chrono::steady_clock::now();
+  // Soon at first: little is lost of a short text too.
+  auto next_save = std::chrono::steady_clock::now() + std::min<std::chrono::milliseconds>(save_every, kFirstSave);
   const int sequence = engine.NewSequence();
   Batch batch;
   // From the beginning of the piece in which the count goes on: keys and values in front of it are needed.
@@ -145,9 +147,9 @@ void CountNeurons(Engine& engine, const Model& model, std::span<const TokenId> t
         for (size_t target = 0; target < heat.targets.size(); ++target)
           heat.layers[layer].levels[target] = heat.Level(static_cast<int>(layer), heat.targets[target]);
     progress.Update(at, n);
-    if (on_save && at < n && std::chrono::steady_clock::now() - saved >= save_every) {
+    if (on_save && at < n && std::chrono::steady_clock::now() >= next_save) {
       on_save(heat);
-      saved = std::chrono::steady_clock::now();
+      next_save = std::chrono::steady_clock::now() + save_every;
     }
   }
   engine.FreeSequence(sequence);

@@ -60,7 +60,7 @@ class Profile(unittest.TestCase):
     def test_a_killed_run_goes_on(self):
         text, heat = HERE / "long.txt", HERE / "killed.heat"
         part = HERE / "killed.heat.part"
-        text.write_text(words(60000, 11))
+        text.write_text(words(12000, 11))
         whole, _ = self.profile(RELU, "--text", text, "-o", HERE / "whole.heat")
         command = [PROGRAM, "profile", RELU, "--text", text, "-o", heat]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
