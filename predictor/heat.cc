@@ -140,6 +140,11 @@ std::vector<float> Heat::Frequency(int layer, int target) const {
   return frequency;
 }
 
+double Heat::ActiveShare(int layer, int target) const {
+  const std::vector<float> frequency = Frequency(layer, target);
+  return std::accumulate(frequency.begin(), frequency.end(), 0.0) / static_cast<double>(n_ff);
+}
+
 int HeatBin(float activation) {
   // The exponent and the first bits of the mantissa are the number of the bin.
   constexpr int kMantissaBits = 4, kBias = 127;

@@ -48,6 +48,7 @@ struct Heat {
 
   // The share of tokens for which each neuron fires (n_ff).
   std::vector<float> Frequency(int layer, int target) const;
+  double ActiveShare(int layer, int target) const;  // the mean of that
   // The |activation| under which that share of a layer's values lies.
   float Level(int layer, double sparsity) const;
 };

@@ -14,8 +14,9 @@ class SparsityFlag {
  public:
   void AddFlag(CommandLine& line);
   void Check() const;  // throws UsageError for a word it does not know
-  // What the word means for the model. Throws Error where `exact` cannot be had.
-  FfnMode Choose(const Model& model) const;
+  // What the word means for the model, of which a .heat file beside it tells whether skipping pays. Throws Error where
+  // `exact` cannot be had.
+  FfnMode Choose(const GgufFile& file, const Model& model) const;
 
  private:
   std::optional<std::string> word_;

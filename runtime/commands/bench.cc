@@ -262,7 +262,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
 
   const GgufFile file = GgufFile::Open(line.ModelPath());
   const Model model = Model::FromGguf(file);
-  const FfnMode ffn = options.sparsity.Choose(model);
+  const FfnMode ffn = options.sparsity.Choose(file, model);
   const auto tokenizer = Tokenizer::FromGguf(file);
   about = DescribeBench(file);
   int n_ctx = 0, n_sequences = 0;

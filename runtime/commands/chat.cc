@@ -177,7 +177,7 @@ class Chat {
                           .n_threads = options_.n_threads,
                           .n_threads_batch = options_.n_threads_batch,
                           .kv_types = options_.kv_types,
-                          .load = {.ffn = options_.sparsity.Choose(model)},
+                          .load = {.ffn = options_.sparsity.Choose(file, model)},
                           .tracer = tracer},
                          options_.cache_packed);
     if (engine_->n_ctx() > model.config.n_ctx_train) {

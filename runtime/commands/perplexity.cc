@@ -50,7 +50,7 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
                                  {.n_ctx = n_ctx,
                                   .n_threads = n_threads,
                                   .kv_types = kv_types,
-                                  .load = {.ffn = sparsity.Choose(model)},
+                                  .load = {.ffn = sparsity.Choose(file, model)},
                                   .tracer = trace.tracer()},
                                  cache_packed);
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);

@@ -90,6 +90,9 @@ TEST_CASE("heat: what is written is what is read") {
   CHECK(read.thresholds[0].rise == -0.001f);
   CHECK(read.thresholds[1].levels == heat.thresholds[1].levels);
   CHECK(read.Frequency(1, 1)[3] == doctest::Approx(heat.layers[1].fired[read.n_ff + 3] / 900));
+  double fired = 0;
+  for (int64_t i = 0; i < read.n_ff; ++i) fired += heat.layers[1].fired[i];
+  CHECK(read.ActiveShare(1, 0) == doctest::Approx(fired / 900 / static_cast<double>(read.n_ff)));
   Heat bare = heat;
   bare.thresholds.clear();
   CHECK(subject.Read(SerializeHeat(bare)).thresholds.empty());

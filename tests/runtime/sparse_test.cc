@@ -1,6 +1,8 @@
 // FFNs over bundles in whole models: what is skipped changes no bit, and neither do neighbours and threads.
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "cpu/isa.h"
 #include "models/error.h"
 #include "runtime/engine.h"
@@ -18,8 +20,8 @@ struct Loaded {
   Model model;
   explicit Loaded(const TinyOptions& options) : file(TinyModel(options).Open()), model(Model::FromGguf(file)) {}
 
-  std::unique_ptr<Engine> Start(FfnMode ffn, int n_threads, int max_sequences = 1) const {
-    EngineOptions options{.n_ctx = 64, .n_threads = n_threads, .max_sequences = max_sequences};
+  std::unique_ptr<Engine> Start(FfnMode ffn, int n_threads, int max_sequences = 1, int n_ctx = 64) const {
+    EngineOptions options{.n_ctx = n_ctx, .n_threads = n_threads, .max_sequences = max_sequences};
     options.load.ffn = ffn;
     return std::make_unique<Engine>(file, model, options);
   }
@@ -95,6 +97,42 @@ TEST_CASE("sparse: a generated row's neighbours change nothing, prompt rows amon
         }
       }
     }
+  }
+}
+
+TEST_CASE("sparse: 20 prompts go on for 256 tokens as over dense arithmetic, alone and among 8 others") {
+  constexpr int kPrompts = 20, kPromptTokens = 7, kAnswer = 256, kOthers = 8;
+  const Loaded loaded(Relu(DType::kQ4_0));
+  // Greedy answers to prompts [first, first + n) side by side, with the bits of their logits.
+  const auto answer = [](Engine& engine, int first, int n) {
+    std::vector<Logits> logits(n);
+    std::vector<int> sequences;
+    for (int i = 0; i < n; ++i) {
+      sequences.push_back(engine.NewSequence());
+      logits[i].push_back(
+          test::Feed(engine, sequences[i], SomeTokens(kPromptTokens, (first + i) % kPrompts), kPromptTokens).back());
+    }
+    for (int step = 0; step < kAnswer; ++step) {
+      Batch batch;
+      for (int i = 0; i < n; ++i) {
+        const std::vector<float>& last = logits[i].back();
+        const auto token = static_cast<TokenId>(std::max_element(last.begin(), last.end()) - last.begin());
+        batch.push_back({token, sequences[i], kPromptTokens + step, RowKind::kGenerated, true});
+      }
+      engine.Step(batch);
+      for (int i = 0; i < n; ++i) logits[i].emplace_back(engine.Logits(i).begin(), engine.Logits(i).end());
+    }
+    for (const int sequence : sequences) engine.FreeSequence(sequence);
+    return logits;
+  };
+  const auto dense = loaded.Start(FfnMode::kBundleDense, 2, 1, 320);
+  const auto alone = loaded.Start(FfnMode::kExact, 1, 1, 320);
+  const auto together = loaded.Start(FfnMode::kExact, 2, 1 + kOthers, 320);
+  for (int prompt = 0; prompt < kPrompts; ++prompt) {
+    CAPTURE(prompt);
+    const Logits expected = answer(*dense, prompt, 1)[0];
+    CHECK(answer(*alone, prompt, 1)[0] == expected);
+    if (prompt % 5 == 0) CHECK(answer(*together, prompt, 1 + kOthers)[0] == expected);
   }
 }
 

@@ -52,6 +52,29 @@ class Sparsity(unittest.TestCase):
                 self.assertEqual(result.returncode, 0, result.stderr)
                 self.assertNotRegex(result.stderr.decode(), SHARES)
 
+    def test_auto_asks_the_profile(self):
+        """Where hardly any neuron is silent, reading all of them is faster."""
+        busy = HERE / "busy.gguf"
+        args = ["--shape", "tiny", "--vocabulary", VOCABULARY, "--activation", "relu", "--sparsity", "0.1"]
+        self.assertEqual(run("synth", busy, *args).returncode, 0)
+        long = HERE / "long.txt"
+        long.write_text(TEXT.read_text() * 3)
+        read = lambda model, mode: run("perplexity", model, "--text", TEXT, "-c", "64", "--decode", "--sparsity", mode)
+        self.assertRegex(read(busy, "auto").stderr.decode(), SHARES)  # nothing is known of it yet
+        for model in (busy, RELU):
+            self.assertEqual(run("profile", model, "--text", long).returncode, 0)
+        self.assertNotRegex(read(busy, "auto").stderr.decode(), SHARES)
+        self.assertRegex(read(busy, "exact").stderr.decode(), SHARES)
+        self.assertRegex(read(RELU, "auto").stderr.decode(), SHARES)
+        heat = busy.with_suffix(".heat")
+        heat.write_bytes(heat.read_bytes()[:-9])
+        said = read(busy, "auto").stderr.decode()
+        self.assertRegex(said, SHARES)
+        self.assertIn("warning: ", said)
+        self.assertIn("damaged", said)
+        heat.unlink()
+        RELU.with_suffix(".heat").unlink()
+
     def test_packed_weights_of_one_form_are_not_used_for_the_other(self):
         for mode in ("dense", "exact", "exact", "dense"):
             with self.subTest(mode=mode):
