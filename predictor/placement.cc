@@ -1,0 +1,21 @@
+#include "predictor/placement.h"
+
+#include <algorithm>
+
+namespace thermocline {
+
+Placement AllOnCpu(const ModelConfig& config) {
+  return {.layers = std::vector<LayerPlacement>(static_cast<size_t>(config.n_layer))};
+}
+
+bool IsPlacementOf(const Placement& placement, const ModelConfig& config) {
+  const auto fits = [&](const LayerPlacement& layer) {
+    const bool in_blocks = layer.n_hot % kHotBlock == 0 || layer.n_hot == config.n_ff;
+    return layer.n_hot >= 0 && layer.n_hot <= config.n_ff && in_blocks &&
+           (layer.kv == Memory::kCpu || layer.attention == Memory::kDevice);
+  };
+  return placement.layers.size() == static_cast<size_t>(config.n_layer) &&
+         std::all_of(placement.layers.begin(), placement.layers.end(), fits);
+}
+
+}  // namespace thermocline
