@@ -3,8 +3,8 @@
 //
 //   32 neurons    [down scales][bundle of neuron 0] ... [bundle of neuron 31]
 //   a bundle      [up codes][up scales][down codes], whole cache lines
-//   up codes      per 512 k the lines of one chunk of a panel (cpu/packed.h), a lane of 4 bytes for each group of 32 k
-//                 where a panel has one for each output row: K runs across the lanes
+//   up codes      per 512 k the lines of one chunk of a panel (models/packed_format.h), a lane of 4 bytes for each
+//                 group of 32 k where a panel has one for each output row: K runs across the lanes
 //   up scales     per 512 k 16 F16 scales, then 16 F16 mins if the type has them
 //   down codes    4 bits: a line per 128 outputs, nibble q of lane i is output 16 q + i
 //                 8 bits: two lines per 128 outputs, byte b of lane i of line j is output 64 j + 16 b + i

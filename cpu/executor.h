@@ -15,11 +15,11 @@
 #include <vector>
 
 #include "cpu/isa.h"
-#include "cpu/kv_layout.h"
 #include "cpu/team.h"
 #include "cpu/trace.h"
 #include "cpu/weights.h"
 #include "models/gguf.h"
+#include "models/kv_layout.h"
 #include "models/model.h"
 
 namespace thermocline {

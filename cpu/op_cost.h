@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cpu/kv_layout.h"
+#include "models/kv_layout.h"
 #include "models/model.h"
 
 namespace thermocline {

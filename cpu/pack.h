@@ -1,5 +1,5 @@
-// Packing: the rows of a file become panels (cpu/packed.h). ref/pack.cc is the specification; the wide packers write
-// the same bytes.
+// Packing: the rows of a file become panels (models/packed_format.h). ref/pack.cc is the specification; the wide
+// packers write the same bytes.
 #pragma once
 
 #include <cstdint>

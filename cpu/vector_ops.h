@@ -8,7 +8,7 @@
 
 #include "cpu/activations.h"
 #include "cpu/isa.h"
-#include "cpu/kv_layout.h"
+#include "models/kv_layout.h"
 #include "models/model.h"
 
 namespace thermocline {
@@ -25,7 +25,7 @@ struct AttentionSplit {
   int head_dim;  // 1 to kMaxHeadDim; a multiple of 32 is fast
   int window;    // 0: all
   KvTypes types;
-  const uint8_t* const* pages;  // (n_pages): keys and values of the head, as cpu/kv_layout.h says
+  const uint8_t* const* pages;  // (n_pages): keys and values of the head, as models/kv_layout.h says
   int n_pages;
   const uint8_t* next;  // the page that is likely read after these, for prefetching; may be null
   int first_token;      // position of the first token of pages[0]

@@ -1,4 +1,4 @@
-// Attention over keys and values in F16 (cpu/kv_layout.h), in floats.
+// Attention over keys and values in F16 (models/kv_layout.h), in floats.
 //
 // One tile converts each register of F16 once for all queries; it is tall where they are too many for a wide one. For
 // still more queries, 64 dims at a time are converted beforehand for several wide tiles. What happens to one query is

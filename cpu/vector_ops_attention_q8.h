@@ -1,4 +1,4 @@
-// Attention over keys and values in Q8_0 (cpu/kv_layout.h), in integers, as twice as many of them are multiplied at
+// Attention over keys and values in Q8_0 (models/kv_layout.h), in integers, as twice as many of them are multiplied at
 // once as of floats: queries, and the weights of the values, have 16 bits, which costs less than keys and values lose
 // at 8.
 //

@@ -1,4 +1,4 @@
-// Keys and values on their way into a page (cpu/kv_layout.h).
+// Keys and values on their way into a page (models/kv_layout.h).
 #pragma once
 
 #include "cpu/vector_ops_quantize.h"

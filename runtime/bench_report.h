@@ -8,10 +8,10 @@
 #include <string_view>
 #include <vector>
 
-#include "cpu/kv_layout.h"
 #include "cpu/op_cost.h"
 #include "cpu/topology.h"
 #include "models/gguf.h"
+#include "models/kv_layout.h"
 
 namespace thermocline {
 

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "cpu/executor.h"
-#include "cpu/kv_layout.h"
 #include "cpu/weights.h"
+#include "models/kv_layout.h"
 #include "models/model.h"
 #include "models/tokenizer.h"
 

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cpu/buffer.h"
-#include "cpu/kv_layout.h"
+#include "models/kv_layout.h"
 
 namespace thermocline {
 

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/kv_layout.h"
+#include "models/kv_layout.h"
 #include "runtime/cli.h"
 
 namespace thermocline {

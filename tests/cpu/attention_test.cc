@@ -64,7 +64,7 @@ struct Case {
   std::vector<const uint8_t*> page_pointers;
 };
 
-// The keys (or the values) of a page, by what cpu/kv_layout.h says of them.
+// The keys (or the values) of a page, by what models/kv_layout.h says of them.
 struct PageSide {
   PageSide(const Shape& shape, const uint8_t* page, bool keys)
       : type(keys ? shape.types.key : shape.types.value),

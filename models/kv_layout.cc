@@ -1,4 +1,4 @@
-#include "cpu/kv_layout.h"
+#include "models/kv_layout.h"
 
 namespace thermocline {
 
