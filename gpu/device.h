@@ -107,7 +107,7 @@ struct DeviceOp {
   bool accumulate = false;  // kNorm, kLinear: add to `out` instead of overwriting it
   // kLinear: prompt rows of `in` bear 8 bits per value but for the large groups (HACKING.md "Numerics"); else 16.
   bool bears_8_bits = false;
-  DeviceRows in, in2, out;
+  DeviceRows in{}, in2{}, out{};
   DeviceAddress vector = 0, bias = 0;
   float eps = 0;  // kNorm, kHeadNorm
   std::array<DeviceProjection, 3> projections{};
@@ -117,12 +117,12 @@ struct DeviceOp {
   int head_dim = 0, n_head = 0, n_head_kv = 0;  // kHeadNorm, kRope: head_dim; kAttention...: all
   int window = 0;                               // kAttention...: tokens seen, itself included; 0: all
   float scale = 1;                              // kAttention...: multiplies q.k
-  KvTypes kv_types;                             // kStoreKv, kAttention...
+  KvTypes kv_types{};                           // kStoreKv, kAttention...
   int kv_kind = 0;                              // which block table
   int64_t kv_offset_bytes = 0;                  // of the layer within its page; a head takes KvHeadBytes
   int first_token = 0, end_token = INT32_MAX;   // multiples of kPageTokens
   int flag = -1;
-  HostRows host;
+  HostRows host{};
 };
 
 struct DeviceLimits {
