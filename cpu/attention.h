@@ -53,6 +53,11 @@ class Attention {
     }
   }
 
+  // The same, to the same bits, by the calling thread as member 0.
+  void RunAlone(const AttentionIo& io) const {
+    for (int64_t item = 0; item < std::ssize(blocks_) * n_head_kv_; ++item) WholeItem(0, item, io);
+  }
+
  private:
   static constexpr int kWave = 16;
 

@@ -71,14 +71,18 @@ Rows RowsAs(DType type, const FileMatrix& matrix, int64_t row, int64_t n_rows, i
             std::vector<uint8_t>& scratch) {
   const DTypeInfo& from = Info(matrix.type);
   const int64_t file_bytes = matrix.k / from.block * from.block_bytes;
+  column += matrix.first_column;
+  const int64_t lead = column % from.block;  // of a block that begins in front of the part
   const uint8_t* data = matrix.data + row * file_bytes + column / from.block * from.block_bytes;
+  CHECK(lead == 0 || type != matrix.type);
   if (type == matrix.type) return {data, file_bytes};
   const int64_t row_bytes = n_columns / Info(type).block * Info(type).block_bytes;
   scratch.resize(n_rows * row_bytes);
-  std::vector<float> floats(n_columns);
+  const int64_t n_floats = (lead + n_columns + from.block - 1) / from.block * from.block;
+  std::vector<float> floats(n_floats);
   for (int64_t i = 0; i < n_rows; ++i) {
-    Dequantize(matrix.type, data + i * file_bytes, n_columns, floats.data());
-    Quantize(type, floats.data(), nullptr, n_columns, scratch.data() + i * row_bytes);
+    Dequantize(matrix.type, data + i * file_bytes, n_floats, floats.data());
+    Quantize(type, floats.data() + lead, nullptr, n_columns, scratch.data() + i * row_bytes);
   }
   return {scratch.data(), row_bytes};
 }

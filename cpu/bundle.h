@@ -77,6 +77,7 @@ struct FileMatrix {
   DType type;
   const uint8_t* data;
   int64_t k;
+  int64_t first_column = 0;  // where the part of it begins that is meant
 };
 
 class Bundles {

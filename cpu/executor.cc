@@ -29,10 +29,14 @@ constexpr int64_t kChunksPerMember = 16;
 // With many rows, this many panels share each pass over the activations.
 constexpr int64_t kFewRows = 8, kMaxChunkPanels = 8;
 
-// One kind of rotation: frequencies per pair of dimensions, in radians per position.
+// What of a weight is ours: rows [first_row, first_row + n), columns from first_k on.
+struct Part {
+  int64_t n, first_row, first_k;
+};
+
+// One kind of rotation.
 struct RopeTable {
-  float base, scale;
-  WeightId factors;
+  const Op* op;                   // the first that has it
   std::vector<double> frequency;  // (rope_dims / 2)
 };
 
@@ -40,7 +44,7 @@ struct RopeTable {
 
 struct CpuExecutor::Impl {
   Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows, const LoadOptions& load,
-       KvTypes kv_types, Tracer* tracer);
+       const KvLayout& kv_layout, Tracer* tracer, Peer* peer);
 
   void MakeKernels();
   void SetStages();
@@ -63,12 +67,14 @@ struct CpuExecutor::Impl {
   void RunSparseLinear(Team::Member& member, const Op& op, const Bundles& bundles, const Then& then);
   void ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin, int64_t end,
                      int64_t n_rows);
+  void Quantize(const Op& op, bool wanted, int64_t row);
+  void Receive(const Op& op, int64_t row);
   void FillRopeTables(int64_t row);
   void StoreKv(const Op& op, int64_t row);
 
   float* Row(Slot slot, int64_t row) const { return slots[Index(slot)].as<float>() + row * Stride(slot); }
   int64_t Stride(Slot slot) const { return strides[Index(slot)]; }
-  SlotRows Rows(Slot slot) const { return {Row(slot, 0), Stride(slot)}; }
+  SlotRows Rows(Slot slot, int64_t first = 0) const { return {Row(slot, 0) + first, Stride(slot)}; }
   int Width(Slot slot) const { return program.width[Index(slot)]; }
   static size_t Index(Slot slot) { return static_cast<size_t>(slot); }
   const PackedMatrix& Matrix(WeightId id) const { return weights.matrix(id); }
@@ -94,33 +100,38 @@ struct CpuExecutor::Impl {
   Buffer rope_values;  // (ropes, max_rows, rope_dims)
   Attention attention;
   const int max_rows;
+  Peer* const peer;
+  std::vector<Part> parts;  // by WeightId
   std::optional<StageTracer> trace;
 
   const StepView* step = nullptr;
   std::vector<int32_t> span_of_row;
   const std::atomic<bool>* cancel = nullptr;
+  std::atomic<bool> peer_lost = false;
   std::atomic<bool> stopped = false;  // set once, by a `then`; late members read it without waiting
 };
 
 CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-                        const LoadOptions& load, KvTypes kv_types, Tracer* tracer)
+                        const LoadOptions& load, const KvLayout& kv_layout, Tracer* tracer, Peer* peer)
     : config(model.config),
       program(model.program),
       team(team),
       isa(isa),
       ops(VectorOpsFor(isa)),
-      layout(config, kv_types),
+      layout(kv_layout),
       weights(file, model, team, isa, load),
       sparse_ffn(weights, model, isa, load.ffn, max_rows, team.size()),
       float_linear(ops, team.size()),
       attention(ops, config, layout, max_rows, team.size()),
       max_rows(max_rows),
+      peer(peer),
       span_of_row(max_rows) {
+  for (const Weight& weight : model.weights) parts.push_back({weight.n, weight.first_row, weight.first_k});
   MakeKernels();
   SetStages();
   AllocateSlots(max_rows);
   CollectRopes();
-  if (tracer) trace.emplace(*tracer, team.size(), model, kv_types, stages);
+  if (tracer) trace.emplace(*tracer, team.size(), model, layout.types, stages);
 }
 
 void CpuExecutor::Impl::MakeKernels() {
@@ -158,20 +169,14 @@ void CpuExecutor::Impl::AllocateSlots(int max_rows) {
 void CpuExecutor::Impl::CollectRopes() {
   for (const Op& op : program.ops) {
     if (op.kind != OpKind::kRope || RopeOf(op) >= 0) continue;
-    RopeTable table{op.rope_base, op.rope_scale, op.rope_factors, {}};
-    for (int i = 0; i < config.rope_dims / 2; ++i) {
-      const double factor = op.rope_factors >= 0 ? Vector(op.rope_factors)[i] : 1;
-      table.frequency.push_back(std::pow(double{op.rope_base}, -2.0 * i / config.rope_dims) * op.rope_scale / factor);
-    }
-    ropes.push_back(std::move(table));
+    ropes.push_back({&op, RopeFrequencies(config, op, op.rope_factors >= 0 ? Vector(op.rope_factors) : nullptr)});
   }
   rope_values = Buffer(static_cast<int64_t>(ropes.size()) * max_rows * config.rope_dims * sizeof(float), "one step");
 }
 
 int CpuExecutor::Impl::RopeOf(const Op& op) const {
   for (size_t i = 0; i < ropes.size(); ++i)
-    if (ropes[i].base == op.rope_base && ropes[i].scale == op.rope_scale && ropes[i].factors == op.rope_factors)
-      return static_cast<int>(i);
+    if (SameFrequencies(*ropes[i].op, op)) return static_cast<int>(i);
   return -1;
 }
 
@@ -179,7 +184,10 @@ void CpuExecutor::Impl::RunMember(Team::Member& member) {
   for (size_t i = 0; i < stages.size() && !stopped; ++i) {
     const Stage& stage = stages[i];
     if (IsSerial(stage)) continue;  // ran behind the stage in front
-    const auto then = [&, i] { RunSerialFrom(i + 1, member.index()); };
+    const auto then = [&, i] {
+      if (stage.raises >= 0) peer->Raise(stage.raises);
+      RunSerialFrom(i + 1, member.index());
+    };
     if (trace) member.set_track(&trace->Begin(member.index(), i));
     switch (stage.kind) {
       case Stage::Kind::kRows: {
@@ -206,14 +214,18 @@ void CpuExecutor::Impl::RunMember(Team::Member& member) {
 }
 
 void CpuExecutor::Impl::RunSerialFrom(size_t stage, int member) {
-  if (cancel->load(std::memory_order_relaxed)) {
+  const auto stops = [this] {
+    if (!cancel->load(std::memory_order_relaxed) && !peer_lost.load(std::memory_order_relaxed)) return false;
     stopped = true;
-    return;
-  }
+    return true;
+  };
+  if (stops()) return;
   for (; stage < stages.size() && IsSerial(stages[stage]); ++stage) {
     const int64_t begin_ns = trace ? TraceTrack::Now() : 0;
     for (int64_t row = 0; row < Rows(stages[stage]); ++row) RunRow(stages[stage], row);
+    if (stages[stage].raises >= 0) peer->Raise(stages[stage].raises);
     if (trace) trace->Begin(member, stage).Work(begin_ns, 1, 1);
+    if (peer && stops()) return;
   }
 }
 
@@ -262,28 +274,52 @@ void CpuExecutor::Impl::RunTask(RowTask task, const Op* op, bool wanted, int64_t
     case RowTask::kStoreKv: StoreKv(*op, row); break;
     case RowTask::kGatedAct:
       if (sparse_ffn.Find(*op) && !step->prompt[row]) break;  // a part of the product with down
-      ops.gated_act(Row(op->in, row), Row(Slot::kUp, row), Width(op->in), op->activation, Row(op->out, row));
+      ops.gated_act(Row(op->in, row) + op->begin, Row(Slot::kUp, row) + op->begin, op->end - op->begin, op->activation,
+                    Row(op->out, row) + op->begin);
       break;
-    case RowTask::kAct: ops.act(Row(op->in, row), Width(op->in), op->activation, Row(op->out, row)); break;
-    case RowTask::kQuantize: {
-      const int64_t k = Width(op->in);
-      const Bundles* bundles = sparse_ffn.Find(*op);
-      const bool generated = bundles && !step->prompt[row];
-      if (generated && op->in == Slot::kGate) break;
-      // The inputs of gate, up and attention output bear 8 bits best (HACKING.md "Numerics").
-      const bool bears = op->projections[0].out == Slot::kGate || op->in == Slot::kAttention;
-      const bool prompt = bears && !wanted && step->prompt[row];
-      ops.quantize(Row(op->in, row), k, prompt ? LoPlane::kLarge : LoPlane::kAll, Quantized(row, k));
-      if (generated) sparse_ffn.KeepInput(*bundles, row, Quantized(row, k));
+    case RowTask::kAct:
+      ops.act(Row(op->in, row) + op->begin, op->end - op->begin, op->activation, Row(op->out, row) + op->begin);
       break;
-    }
+    case RowTask::kQuantize: Quantize(*op, wanted, row); break;
     case RowTask::kTap: tap(*op, row, {Row(op->in, row), static_cast<size_t>(Width(op->in))}); break;
     case RowTask::kBias:
       for (int i = 0; i < op->n_projections; ++i)
-        if (op->projections[i].bias >= 0)
-          ops.add(Vector(op->projections[i].bias), Width(op->projections[i].out), Row(op->projections[i].out, row));
+        if (const WeightId bias = op->projections[i].bias; bias >= 0)
+          ops.add(Vector(bias), static_cast<int>(parts[bias].n),
+                  Row(op->projections[i].out, row) + parts[bias].first_row);
       break;
+    case RowTask::kSend: std::copy_n(Row(op->in, row), Width(op->in), peer->Rows(op->channel).Row(row)); break;
+    case RowTask::kReceive: Receive(*op, row); break;
+    case RowTask::kAdd: ops.add(Row(op->in, row), Width(op->out), Row(op->out, row)); break;
   }
+}
+
+void CpuExecutor::Impl::Quantize(const Op& op, bool wanted, int64_t row) {
+  const Bundles* bundles = sparse_ffn.Find(op);
+  const bool generated = bundles && !step->prompt[row];
+  float* x = Row(op.in, row);
+  int64_t k = Width(op.in);
+  if (op.in == Slot::kGate) {
+    if (generated) return;
+    const WeightId down = op.projections[0].weight;
+    const int64_t first = bundles ? op.begin : parts[down].first_k;
+    k = bundles ? bundles->shape().n_ff : Matrix(down).k();
+    std::fill(x + first, x + op.begin, 0.f);  // neurons of the other half in a packed block of ours
+    x += first;
+  }
+  // The inputs of gate, up and attention output bear 8 bits best (HACKING.md "Numerics").
+  const bool prompt = op.bears_8_bits() && !wanted && step->prompt[row];
+  ops.quantize(x, k, prompt ? LoPlane::kLarge : LoPlane::kAll, Quantized(row, k));
+  if (generated) sparse_ffn.KeepInput(*bundles, row, Quantized(row, k));
+}
+
+void CpuExecutor::Impl::Receive(const Op& op, int64_t row) {
+  if (!peer->Await(op.channel)) {
+    peer_lost = true;
+    return;
+  }
+  if (op.out == Slot::kLogits) return;  // which are read where they arrive
+  std::copy_n(peer->Rows(op.channel).Row(row), Width(op.out), Row(op.out, row));
 }
 
 void CpuExecutor::Impl::FillRopeTables(int64_t row) {
@@ -322,10 +358,12 @@ void CpuExecutor::Impl::RunSparseLinear(Team::Member& member, const Op& op, cons
   const int64_t n_rows = std::ssize(step->tokens);
   if (op.in == Slot::kGate) {
     const uint8_t* x = Quantized(0, bundles.shape().n_ff);
-    sparse_ffn.RunDown(member, bundles, x, Rows(Slot::kGate), op.accumulate, Rows(op.projections[0].out), then);
+    sparse_ffn.RunDown(member, bundles, x, Rows(Slot::kGate, op.begin), op.accumulate, Rows(op.projections[0].out),
+                       then);
   } else if (sparse_ffn.has_prompt_rows()) {
     RunProjections(member, op, 1, n_rows, [] {});
-    sparse_ffn.RunUp(member, bundles, Quantized(0, bundles.shape().n_embd), Rows(Slot::kUp), then);
+    const int64_t first = parts[op.projections[1].weight].first_row;
+    sparse_ffn.RunUp(member, bundles, Quantized(0, bundles.shape().n_embd), Rows(Slot::kUp, first), then);
   } else {
     RunProjections(member, op, 1, n_rows, then);
   }
@@ -359,7 +397,8 @@ void CpuExecutor::Impl::RunProjections(Team::Member& member, const Op& op, int n
 void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin,
                                       int64_t end, int64_t n_rows) {
   const PackedMatrix& w = Matrix(projection.weight);
-  float* y = Row(projection.out, 0) + begin * kPanelRows;
+  const Part& part = parts[projection.weight];
+  float* y = Row(projection.out, 0) + part.first_row + begin * kPanelRows;
   if (w.format()) {
     const LinearArgs args{w.panel(begin),
                           Quantized(0, w.k()),
@@ -373,14 +412,14 @@ void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection
     return;
   }
   const auto is_prompt = [&](int64_t row) { return step->prompt[op.wanted_rows ? step->wanted[row] : row] != 0; };
-  float_linear.Run({w, begin * kPanelRows, std::min(end * kPanelRows, w.n()), Row(op.in, 0), Stride(op.in), y,
-                    Stride(projection.out), n_rows, op.accumulate},
+  float_linear.Run({w, begin * kPanelRows, std::min(end * kPanelRows, w.n()), Row(op.in, 0) + part.first_k,
+                    Stride(op.in), y, Stride(projection.out), n_rows, op.accumulate},
                    is_prompt, member);
 }
 
 CpuExecutor::CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-                         const LoadOptions& load, KvTypes kv_types, Tracer* tracer)
-    : impl_(std::make_unique<Impl>(file, model, team, isa, max_rows, load, kv_types, tracer)) {}
+                         const LoadOptions& load, const KvLayout& kv_layout, Tracer* tracer, Peer* peer)
+    : impl_(std::make_unique<Impl>(file, model, team, isa, max_rows, load, kv_layout, tracer, peer)) {}
 
 CpuExecutor::~CpuExecutor() = default;
 
@@ -389,7 +428,7 @@ bool CpuExecutor::Run(const StepView& step, const std::atomic<bool>& cancel) {
   CHECK(!step.tokens.empty() && static_cast<int>(step.tokens.size()) <= impl.max_rows);
   impl.step = &step;
   impl.cancel = &cancel;
-  impl.stopped = false;
+  impl.stopped = impl.peer_lost = false;
   for (size_t i = 0; i < step.spans.size(); ++i)
     std::fill_n(impl.span_of_row.begin() + step.spans[i].first_row, step.spans[i].n_rows, static_cast<int32_t>(i));
   if (impl.trace) impl.trace->BeginStep(step);
@@ -404,7 +443,9 @@ bool CpuExecutor::Run(const StepView& step, const std::atomic<bool>& cancel) {
 }
 
 std::span<const float> CpuExecutor::Logits(int i) const {
-  return {impl_->Row(Slot::kLogits, i), static_cast<size_t>(impl_->config.n_vocab)};
+  const Op& last = impl_->program.ops.back();
+  const SlotRows rows = last.kind == OpKind::kReceive ? impl_->peer->Rows(last.channel) : impl_->Rows(Slot::kLogits);
+  return {rows.Row(i), static_cast<size_t>(impl_->config.n_vocab)};
 }
 
 void CpuExecutor::SetInputTap(InputTap tap) {

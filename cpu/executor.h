@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/peer.h"
 #include "cpu/team.h"
 #include "cpu/trace.h"
 #include "cpu/weights.h"
@@ -46,13 +47,14 @@ using InputTap = std::function<void(const Op& op, int64_t row, std::span<const f
 
 class CpuExecutor {
  public:
-  // Loads all weights, as cpu/weights.h says. `tracer`, unless null, learns what every step does.
+  // Loads all weights, as cpu/weights.h says. `tracer`, unless null, learns what every step does. `peer` computes the
+  // other half where the model is one of a split; else null.
   CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows, const LoadOptions& load,
-              KvTypes kv_types, Tracer* tracer);
+              const KvLayout& kv_layout, Tracer* tracer, Peer* peer = nullptr);
   ~CpuExecutor();
 
-  // False when `cancel` became true: the step was left at some op, logits are void. Throws Error when weights were
-  // lost under the map (Weights::CheckIntact).
+  // False when `cancel` became true, or the peer is lost: the step was left at some op, logits are void. Throws Error
+  // when weights were lost under the map (Weights::CheckIntact).
   bool Run(const StepView& step, const std::atomic<bool>& cancel);
   // (n_vocab) of the i-th wanted row.
   std::span<const float> Logits(int i) const;

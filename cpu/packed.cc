@@ -43,18 +43,19 @@ void PackPanel(Isa isa, const PackedFormat& format, const uint8_t* source, int64
                        k - whole * format.block_k(), panel + whole * format.block_bytes());
 }
 
-void PackedMatrix::PackPanels(const uint8_t* source, int64_t begin, int64_t end, Isa isa) {
-  const DTypeInfo& info = Info(type_);
-  const int64_t row_bytes = k_ / info.block * info.block_bytes;
+void PackPanelRun(DType type, const FileRows& rows, int64_t n, int64_t k, int64_t begin, int64_t end, Isa isa,
+                  uint8_t* out) {
+  const PackedFormat* format = FindPackedFormat(type);
   for (int64_t p = begin; p < end; ++p) {
-    const uint8_t* rows = source + p * kPanelRows * row_bytes;
-    const int n_rows = static_cast<int>(std::min<int64_t>(kPanelRows, n_ - p * kPanelRows));
-    if (!format_) {
-      for (int i = 0; i < n_rows; ++i)
-        std::memcpy(data_ + (p * kPanelRows + i) * stride_bytes_, rows + i * row_bytes, row_bytes);
+    const uint8_t* from = rows.data + p * kPanelRows * rows.row_bytes;
+    const int n_rows = static_cast<int>(std::min<int64_t>(kPanelRows, n - p * kPanelRows));
+    if (format) {
+      PackPanel(isa, *format, from, rows.row_bytes, n_rows, k, out);
+      out += PackedBytes(type, kPanelRows, k);
       continue;
     }
-    PackPanel(isa, *format_, rows, row_bytes, n_rows, k_, data_ + p * panel_bytes());
+    for (int i = 0; i < n_rows; ++i, out += PackedStride(type, k))
+      std::memcpy(out, from + i * rows.row_bytes, FileRowBytes(type, k));
   }
 }
 

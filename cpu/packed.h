@@ -9,6 +9,17 @@
 
 namespace thermocline {
 
+// The rows of a matrix as they stand in a file.
+struct FileRows {
+  const uint8_t* data;
+  int64_t row_bytes;
+};
+inline int64_t FileRowBytes(DType type, int64_t k) { return k / Info(type).block * Info(type).block_bytes; }
+
+// Panels [begin, end) of a matrix (n, k), or the rows of a float type, one behind the other from `out` on.
+void PackPanelRun(DType type, const FileRows& rows, int64_t n, int64_t k, int64_t begin, int64_t end, Isa isa,
+                  uint8_t* out);
+
 // A packed or float matrix. Float types stand row-major, rows stride_bytes apart (a multiple of 64).
 class PackedMatrix {
  public:
@@ -18,9 +29,12 @@ class PackedMatrix {
   // In BytesFor(...) bytes of somebody else's memory, 64-byte aligned, that must outlive it.
   PackedMatrix(DType source, int64_t n, int64_t k, uint8_t* memory);
 
-  // Packs panels [begin, end) from the rows of the file; panels may be packed by several threads at once. Every
-  // instruction set writes the same bytes.
-  void PackPanels(const uint8_t* source, int64_t begin, int64_t end, Isa isa = Isa::kScalar);
+  // Packs panels [begin, end) from the rows of the file, row_bytes apart (0: one behind the other); panels may be
+  // packed by several threads at once. Every instruction set writes the same bytes.
+  void PackPanels(const uint8_t* source, int64_t begin, int64_t end, Isa isa = Isa::kScalar, int64_t row_bytes = 0) {
+    PackPanelRun(type_, {source, row_bytes ? row_bytes : FileRowBytes(type_, k_)}, n_, k_, begin, end, isa,
+                 data_ + begin * (format_ ? panel_bytes() : kPanelRows * stride_bytes_));
+  }
   // Row n as floats, exactly the values of the file.
   void DequantizeRow(int64_t n, float* out) const;
 

@@ -16,6 +16,9 @@ const char* Name(RowTask task) {
     case RowTask::kQuantize: return "quantize";
     case RowTask::kBias: return "bias";
     case RowTask::kTap: return "tap";
+    case RowTask::kSend: return "send";
+    case RowTask::kReceive: return "receive";
+    case RowTask::kAdd: return "add";
   }
   return "";
 }

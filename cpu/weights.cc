@@ -18,49 +18,64 @@ constexpr size_t kTasksAhead = 32;
 
 // A run of panels, and the rows they are packed from; or one slice of an FFN's bundles, and its rows of up.
 struct Task {
-  PackedMatrix* matrix;   // null: a slice
-  const uint8_t* source;  // row 0
-  int64_t begin, end;     // panels; the slice
-  const uint8_t* read;    // the rows of [begin, end)
+  PackedMatrix* matrix;  // null: a slice
+  FileRows source;       // from row 0 on
+  int64_t begin, end;    // panels; the slice
+  const uint8_t* read;   // the rows of [begin, end)
   uint64_t read_bytes;
   int64_t bytes;  // packed
   Bundles* bundles = nullptr;
   const GatedFfn* ffn = nullptr;
 };
 
-FileMatrix AsFileMatrix(const Weight& weight) { return {weight.tensor->type, weight.tensor->data, weight.k}; }
+FileMatrix AsFileMatrix(const Weight& weight, int64_t first_row, int64_t first_column) {
+  return {weight.tensor->type, weight.tensor->data + first_row * weight.row_bytes(), weight.tensor->ne[0],
+          first_column};
+}
 
 std::vector<Task> MakeTasks(const Model& model, std::vector<PackedMatrix>& matrices, std::span<const GatedFfn> ffns,
                             std::vector<Bundles>& bundles) {
   std::vector<Task> tasks;
   for (const GatedFfn& ffn : ffns) {
     const BundleShape& shape = bundles[ffn.layer].shape();
-    const Tensor& up = *model.weights[ffn.up].tensor;
-    const int64_t row_bytes = static_cast<int64_t>(up.bytes) / shape.n_ff;
+    const Weight& up = model.weights[ffn.up];
+    const int64_t row_bytes = up.row_bytes();
     for (int64_t slice = 0; slice < shape.n_slices(); ++slice) {
       const int64_t first = slice * kSliceNeurons, n = std::min<int64_t>(kSliceNeurons, shape.n_ff - first);
-      tasks.push_back({nullptr, nullptr, slice, slice + 1, up.data + first * row_bytes,
-                       static_cast<uint64_t>(n * row_bytes), n / kBundleNeurons * shape.group_bytes(),
-                       &bundles[ffn.layer], &ffn});
+      tasks.push_back({nullptr,
+                       {},
+                       slice,
+                       slice + 1,
+                       up.data() + first * row_bytes,
+                       static_cast<uint64_t>(n * row_bytes),
+                       n / kBundleNeurons * shape.group_bytes(),
+                       &bundles[ffn.layer],
+                       &ffn});
     }
   }
   for (size_t id = 0; id < matrices.size(); ++id) {
     PackedMatrix& matrix = matrices[id];
     if (matrix.bytes() == 0) continue;
-    const Tensor& tensor = *model.weights[id].tensor;
-    const int64_t row_bytes = static_cast<int64_t>(tensor.bytes) / matrix.n();
+    const FileRows source{model.weights[id].data(), model.weights[id].row_bytes()};
     const int64_t per_panel = std::max<int64_t>(1, matrix.bytes() / matrix.n_panels());
     const int64_t n = std::max<int64_t>(1, kTaskBytes / per_panel);
     for (int64_t begin = 0; begin < matrix.n_panels(); begin += n) {
       const int64_t end = std::min(begin + n, matrix.n_panels());
       const int64_t first_row = begin * kPanelRows, last_row = std::min(end * kPanelRows, matrix.n());
-      tasks.push_back({&matrix, tensor.data, begin, end, tensor.data + first_row * row_bytes,
-                       static_cast<uint64_t>((last_row - first_row) * row_bytes), per_panel * (end - begin)});
+      // Of a part of its columns whole rows but what is in front of the part.
+      const uint64_t bytes = (last_row - first_row - 1) * source.row_bytes + FileRowBytes(matrix.type(), matrix.k());
+      tasks.push_back(
+          {&matrix, source, begin, end, source.data + first_row * source.row_bytes, bytes, per_panel * (end - begin)});
     }
   }
   // In the order of the file, as disks like it.
   std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.read < b.read; });
   return tasks;
+}
+
+void PackSlice(const Model& model, const Task& task, Isa isa) {
+  const Weight &up = model.weights[task.ffn->up], &down = model.weights[task.ffn->down];
+  task.bundles->PackSlice(AsFileMatrix(up, up.first_row, 0), AsFileMatrix(down, 0, up.first_row), task.begin, isa);
 }
 
 PackedIdentity Identity(const GgufFile& file, const Model& model, std::span<const GatedFfn> ffns) {
@@ -70,6 +85,10 @@ PackedIdentity Identity(const GgufFile& file, const Model& model, std::span<cons
     words.push_back(static_cast<uint64_t>(weight.tensor->type));
     words.push_back(static_cast<uint64_t>(weight.n));
     words.push_back(static_cast<uint64_t>(weight.k));
+    if (weight.n != weight.tensor->ne[1] || weight.k != weight.tensor->ne[0]) {
+      words.push_back(static_cast<uint64_t>(weight.first_row));
+      words.push_back(static_cast<uint64_t>(weight.first_k));
+    }
   }
   PackedIdentity identity(8 * words.size());
   std::memcpy(identity.data(), words.data(), identity.size());
@@ -87,7 +106,7 @@ Weights::Weights(const GgufFile& file, const Model& model, Team& team, Isa isa, 
     const Weight& weight = model.weights[id];
     if (weight.matrix) continue;
     vectors_[id].resize(weight.n);
-    Dequantize(weight.tensor->type, weight.tensor->data, weight.n, vectors_[id].data());
+    Dequantize(weight.tensor->type, weight.data(), weight.n, vectors_[id].data());
   }
   if (options.ffn != FfnMode::kDense) ChooseBundles(model);
   const int64_t bytes = MatrixBytes(model);
@@ -182,10 +201,9 @@ void Weights::Pack(const GgufFile& file, const Model& model, Team& team, Isa isa
         file.WillRead(ahead.read, ahead.read_bytes);
       }
       if (task.matrix)
-        task.matrix->PackPanels(task.source, task.begin, task.end, isa);
+        task.matrix->PackPanels(task.source.data, task.begin, task.end, isa, task.source.row_bytes);
       else
-        task.bundles->PackSlice(AsFileMatrix(model.weights[task.ffn->up]), AsFileMatrix(model.weights[task.ffn->down]),
-                                task.begin, isa);
+        PackSlice(model, task, isa);
       file.DoneWith(task.read, task.read_bytes);
       const int64_t now = done.fetch_add(task.bytes, std::memory_order_relaxed) + task.bytes;
       if (member.index() == 0 && options.on_load) options.on_load(now, total);

@@ -20,7 +20,11 @@ namespace thermocline {
 
 inline constexpr int kPageTokens = 64;
 inline constexpr int kKvGroup = 32;
-inline constexpr int kLayerKinds = 2;  // a block table each: layers that see everything, layers with a window
+// A block table each: layers that see everything, layers with a window; then the same of layers whose keys and values
+// are in a device's memory.
+inline constexpr int kLayerKinds = 4;
+constexpr bool HasWindow(int kind) { return kind % 2 == 1; }
+constexpr bool IsOnDevice(int kind) { return kind >= 2; }
 
 struct KvTypes {  // F16 or Q8_0
   DType key = DType::kF16, value = DType::kF16;
@@ -49,7 +53,8 @@ struct KvLayout {
   int64_t head_bytes;
   int64_t page_bytes[kLayerKinds];  // 0: no layer of that kind
 
-  KvLayout(const ModelConfig& config, KvTypes types);
+  // on_device: by layer; empty: none.
+  KvLayout(const ModelConfig& config, KvTypes types, const std::vector<bool>& on_device = {});
 };
 
 }  // namespace thermocline

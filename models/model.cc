@@ -196,6 +196,7 @@ void Builder::Residual(int layer, Slot in, int64_t k, const std::string& product
   op.accumulate = !through_norm;
   op.projections[0] = projection;
   op.n_projections = 1;
+  op.end = in == Slot::kGate ? config_.n_ff : 0;
   if (through_norm) Norm(layer, Slot::kBranch, Slot::kHidden, true, post_norm);
 }
 
@@ -230,7 +231,9 @@ void Builder::FeedForward(int layer) {
   Op& op = Emit(OpKind::kLinear, layer, Slot::kNormed, Slot::kGate);
   op.projections = projections;
   op.n_projections = 1 + gated;
-  Emit(gated ? OpKind::kGatedAct : OpKind::kAct, layer, Slot::kGate, Slot::kGate).activation = config_.arch.activation;
+  Op& act = Emit(gated ? OpKind::kGatedAct : OpKind::kAct, layer, Slot::kGate, Slot::kGate);
+  act.activation = config_.arch.activation;
+  act.end = config_.n_ff;
   Residual(layer, Slot::kGate, config_.n_ff, Name(layer, "ffn_down"), Name(layer, "post_ffw_norm"));
 }
 
@@ -280,6 +283,28 @@ void Builder::RefuseUnusedTensors() const {
 }
 
 }  // namespace
+
+std::vector<double> RopeFrequencies(const ModelConfig& config, const Op& op, const float* factors) {
+  std::vector<double> frequencies;
+  for (int i = 0; i < config.rope_dims / 2; ++i)
+    frequencies.push_back(std::pow(double{op.rope_base}, -2.0 * i / config.rope_dims) * op.rope_scale /
+                          (factors ? factors[i] : 1));
+  return frequencies;
+}
+
+bool SameFrequencies(const Op& a, const Op& b) {
+  return a.rope_base == b.rope_base && a.rope_scale == b.rope_scale && a.rope_factors == b.rope_factors;
+}
+
+int64_t Weight::row_bytes() const {
+  const DTypeInfo& info = Info(tensor->type);
+  return matrix ? tensor->ne[0] / info.block * info.block_bytes : info.block_bytes;
+}
+
+const uint8_t* Weight::data() const {
+  const DTypeInfo& info = Info(tensor->type);
+  return tensor->data + first_row * row_bytes() + first_k / info.block * info.block_bytes;
+}
 
 Model Model::FromGguf(const GgufFile& file) {
   const Arch& arch = ReadArch(file);

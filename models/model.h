@@ -64,7 +64,20 @@ struct ModelConfig {
 };
 
 // What flows between ops, one row per batch row; widths in `Program::width`.
-enum class Slot : uint8_t { kHidden, kNormed, kQuery, kKey, kValue, kAttention, kGate, kUp, kBranch, kLogits, kCount };
+enum class Slot : uint8_t {
+  kHidden,
+  kNormed,
+  kQuery,
+  kKey,
+  kValue,
+  kAttention,
+  kGate,
+  kUp,
+  kBranch,
+  kPartial,  // in halves of a split program: the other side's part of a sum
+  kLogits,
+  kCount
+};
 
 using WeightId = int16_t;  // index into Model::weights; -1: none
 
@@ -83,6 +96,10 @@ enum class OpKind : uint8_t {
   kAttention,  // append kKey, kValue to the KV pages of `layer`, then out = attention(kQuery)
   kGatedAct,   // out = act(in) * kUp
   kAct,        // out = act(in)
+  // In halves of a split program (runtime/split.h):
+  kSend,     // `in` goes to the other side
+  kReceive,  // `out` comes from the other side
+  kAdd,      // out += in
 };
 
 // One op of the forward pass. Fields that a kind does not name in its comment are unused by it.
@@ -99,23 +116,42 @@ struct Op {
   int position_offset = 0;   // kEmbed
   std::array<Projection, 3> projections{};
   int n_projections = 0;
+  // kGatedAct, kAct, and the kLinear that reads kGate: neurons [begin, end), whose columns count. What stands in front
+  // of them or behind counts as zero.
+  int begin = 0, end = 0;
   Activation activation = Activation::kSilu;
   RopeKind rope = RopeKind::kInterleaved;
   float rope_base = 0, rope_scale = 1;
   WeightId rope_factors = -1;  // (rope_dims / 2) divisors of the frequencies, or none
   int window = 0;              // kAttention: tokens seen, itself included; 0: all
   float scale = 1;             // kEmbed, kAttention
+  int16_t channel = -1;        // kSend, kReceive: which of the places where the two sides meet
+
+  // kLinear: whether prompt rows of `in` bear 8 bits per value best (HACKING.md "Numerics").
+  bool bears_8_bits() const { return projections[0].out == Slot::kGate || in == Slot::kAttention; }
 };
+
+// (rope_dims / 2): radians per position of a kRope op's pairs. `factors`: the weight rope_factors, or null.
+std::vector<double> RopeFrequencies(const ModelConfig& config, const Op& op, const float* factors);
+// Whether two kRope ops rotate by the same frequencies.
+bool SameFrequencies(const Op& a, const Op& b);
 
 struct Program {
   std::vector<Op> ops;
   std::array<int, static_cast<size_t>(Slot::kCount)> width{};  // floats per row of a slot
 };
 
+// Rows [first_row, first_row + n), columns [first_k, first_k + k) of a tensor: all of it but in halves of a split
+// model, where n = 0 is a weight that this half has nothing of.
 struct Weight {
   const Tensor* tensor;
   bool matrix;   // (N, K) to be packed; otherwise a vector of n floats
   int64_t n, k;  // k = 1 for vectors
+  int64_t first_row = 0, first_k = 0;
+
+  // From one row of the tensor to the next; where the first block of the weight stands.
+  int64_t row_bytes() const;
+  const uint8_t* data() const;
 };
 
 // A checkpoint: configuration, weights by id and the forward pass. Refers into the file, which must outlive it.

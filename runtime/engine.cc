@@ -45,8 +45,10 @@ struct Engine::Impl {
         n_threads_batch(options.n_threads_batch > 0 ? options.n_threads_batch : n_threads),
         team(std::max(n_threads, n_threads_batch)),
         n_ctx(ChooseContext(model, options)),
-        executor(file, model, team, ChooseIsa(), kMaxBatchRows, options.load, options.kv_types, options.tracer),
-        kv(model.config, options.kv_types, n_ctx, options.max_sequences, kMaxBatchRows, options.page_seed),
+        executor(file, model, team, ChooseIsa(), kMaxBatchRows, options.load, KvLayout(model.config, options.kv_types),
+                 options.tracer),
+        kv(model.config, KvLayout(model.config, options.kv_types), n_ctx, options.max_sequences, kMaxBatchRows,
+           options.page_seed),
         in_use(options.max_sequences) {}
 
   void CollectSpans(const Batch& batch);

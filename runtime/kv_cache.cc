@@ -14,29 +14,33 @@ int PagesOf(int n_tokens) { return (n_tokens + kPageTokens - 1) / kPageTokens; }
 
 int64_t KvCache::PagesFor(const ModelConfig& config, int kind, int n_ctx, int max_rows) {
   const int64_t all = PagesOf(n_ctx);
-  if (kind == 0) return all;
+  if (!HasWindow(kind)) return all;
   // A step needs the window of its first row and its own rows, which may begin and end within pages.
   return std::min<int64_t>(all, PagesOf(config.window) + PagesOf(max_rows) + 1);
+}
+
+int64_t KvCache::BytesFor(const ModelConfig& config, const KvLayout& layout, int kind, int n_ctx, int max_rows) {
+  return layout.page_bytes[kind] * PagesFor(config, kind, n_ctx, max_rows);
 }
 
 int64_t KvCache::BytesFor(const ModelConfig& config, KvTypes types, int n_ctx, int max_rows) {
   const KvLayout layout(config, types);
   int64_t bytes = 0;
-  for (int kind = 0; kind < kLayerKinds; ++kind)
-    bytes += layout.page_bytes[kind] * PagesFor(config, kind, n_ctx, max_rows);
+  for (int kind = 0; kind < kLayerKinds; ++kind) bytes += BytesFor(config, layout, kind, n_ctx, max_rows);
   return bytes;
 }
 
-KvCache::KvCache(const ModelConfig& config, KvTypes types, int n_ctx, int max_sequences, int max_rows, uint64_t seed)
-    : layout_(config, types), window_(config.window), sequences_(max_sequences) {
+KvCache::KvCache(const ModelConfig& config, const KvLayout& layout, int n_ctx, int max_sequences, int max_rows,
+                 uint64_t seed, const std::array<uint64_t, kLayerKinds>& device)
+    : layout_(layout), window_(config.window), sequences_(max_sequences) {
   std::mt19937_64 rng(seed);
   for (int kind = 0; kind < kLayerKinds; ++kind) {
     Pool& pool = pools_[kind];
     if (layout_.page_bytes[kind] == 0) continue;
     pool.n_pages = PagesFor(config, kind, n_ctx, max_rows) * max_sequences;
-    pool.memory = Buffer(pool.n_pages * layout_.page_bytes[kind], "the context");
-    for (int64_t i = pool.n_pages - 1; i >= 0; --i)
-      pool.free.push_back(pool.memory.data() + i * layout_.page_bytes[kind]);
+    if (!IsOnDevice(kind)) pool.memory = Buffer(pool.n_pages * layout_.page_bytes[kind], "the context");
+    uint8_t* memory = IsOnDevice(kind) ? reinterpret_cast<uint8_t*>(device[kind]) : pool.memory.data();
+    for (int64_t i = pool.n_pages - 1; i >= 0; --i) pool.free.push_back(memory + i * layout_.page_bytes[kind]);
     if (seed)
       for (size_t i = pool.free.size(); i > 1; --i) std::swap(pool.free[i - 1], pool.free[rng() % i]);
     for (Sequence& sequence : sequences_) sequence.pages[kind].assign(PagesOf(n_ctx), nullptr);
@@ -65,17 +69,18 @@ void KvCache::Commit(int id, int n) {
   if (window_ == 0) return;
   // The next row, at position `length`, sees tokens from length - window + 1 on.
   const int end = std::max(0, sequence.length - window_ + 1) / kPageTokens;
-  Free(sequence, 1, sequence.first_page[1], end);
-  sequence.first_page[1] = std::max(sequence.first_page[1], end);
+  for (int kind = 0; kind < kLayerKinds; ++kind)
+    if (HasWindow(kind)) Free(sequence, kind, sequence.first_page, end);
+  sequence.first_page = std::max(sequence.first_page, end);
 }
 
 int KvCache::Truncate(int id, int n) {
   Sequence& sequence = sequences_[id];
   CHECK(n >= 0 && n <= sequence.length);
-  if (window_ != 0 && std::max(0, n - window_ + 1) / kPageTokens < sequence.first_page[1]) n = 0;
+  if (window_ != 0 && std::max(0, n - window_ + 1) / kPageTokens < sequence.first_page) n = 0;
   for (int kind = 0; kind < kLayerKinds; ++kind)
     Free(sequence, kind, PagesOf(n), static_cast<int>(sequence.pages[kind].size()));
-  if (n == 0) sequence.first_page[1] = 0;
+  if (n == 0) sequence.first_page = 0;
   return sequence.length = n;
 }
 

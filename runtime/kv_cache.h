@@ -2,6 +2,7 @@
 // give back pages that no later token can see.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -14,8 +15,10 @@ namespace thermocline {
 class KvCache {
  public:
   // Room for max_sequences of n_ctx tokens; memory is taken page by page as it is written. `seed` other than 0 hands
-  // out physical pages in a shuffled order. Throws Error when the address space does not suffice.
-  KvCache(const ModelConfig& config, KvTypes types, int n_ctx, int max_sequences, int max_rows, uint64_t seed);
+  // out physical pages in a shuffled order. `device`: for each kind that is on a device DeviceBytes of its memory,
+  // which are never read or written here. Throws Error when the address space does not suffice.
+  KvCache(const ModelConfig& config, const KvLayout& layout, int n_ctx, int max_sequences, int max_rows, uint64_t seed,
+          const std::array<uint64_t, kLayerKinds>& device = {});
 
   const KvLayout& layout() const { return layout_; }
   int length(int sequence) const { return sequences_[sequence].length; }
@@ -32,7 +35,8 @@ class KvCache {
   uint8_t* const* Pages(int sequence, int kind) const { return sequences_[sequence].pages[kind].data(); }
   int64_t bytes_in_use() const;
 
-  // Bytes that one sequence of n_ctx tokens takes when all of them are in use.
+  // Bytes that one sequence of n_ctx tokens takes when all of them are in use, of one kind of layers or of all.
+  static int64_t BytesFor(const ModelConfig& config, const KvLayout& layout, int kind, int n_ctx, int max_rows);
   static int64_t BytesFor(const ModelConfig& config, KvTypes types, int n_ctx, int max_rows);
 
  private:
@@ -44,7 +48,7 @@ class KvCache {
   struct Sequence {
     int length = 0;
     std::vector<uint8_t*> pages[kLayerKinds];
-    int first_page[kLayerKinds] = {};  // pages before it have been freed
+    int first_page = 0;  // pages of window layers before it have been freed
   };
   static int64_t PagesFor(const ModelConfig& config, int kind, int n_ctx, int max_rows);
   void Free(Sequence& sequence, int kind, int begin, int end);
