@@ -10,11 +10,12 @@
 namespace thermocline {
 namespace {
 
-// Bit i: gate[i] is not <= 0, so also where it is NaN.
-uint32_t ActiveMask(const float* gate) {
+// Bit i: |activation[i]| is not <= level, so also where it is NaN.
+uint32_t ActiveMask(const float* activation, float level) {
+  const __m128 sign = _mm_set1_ps(-0.f), levels = _mm_set1_ps(level);
   uint32_t mask = 0;
   for (int i = 0; i < kBundleNeurons; i += 4) {
-    const int lanes = _mm_movemask_ps(_mm_cmpnle_ps(_mm_loadu_ps(gate + i), _mm_setzero_ps()));
+    const int lanes = _mm_movemask_ps(_mm_cmpnle_ps(_mm_andnot_ps(sign, _mm_loadu_ps(activation + i)), levels));
     mask |= static_cast<uint32_t>(lanes) << i;
   }
   return mask;
@@ -36,9 +37,9 @@ struct Neurons {
 
 // The neurons that the row reads next from `group` on: beyond the slice's end too, as who takes a slice mostly takes
 // the one behind it.
-Neurons FindNext(const Bundles& bundles, const BundleRow& row, bool skip, int64_t group) {
+Neurons FindNext(const Bundles& bundles, const BundleRow& row, const Firing& firing, int64_t group) {
   for (; group < bundles.shape().n_groups(); ++group) {
-    const uint32_t chosen = skip ? ActiveMask(row.gate + group * kBundleNeurons) : ~0u;
+    const uint32_t chosen = firing.skip ? ActiveMask(row.activation + group * kBundleNeurons, firing.level) : ~0u;
     if (chosen) return {bundles, group, chosen};
   }
   return {bundles, 0, 0};
@@ -77,11 +78,11 @@ struct RoundedNeurons {
   }
 };
 
-void RunGroup(const BundleKernel& kernel, const Bundles& bundles, const BundleRow& row, bool skip, int64_t group,
-              uint32_t active, float* y) {
-  const uint32_t chosen = skip ? active : ~0u;
+void RunGroup(const BundleKernel& kernel, const Bundles& bundles, const BundleRow& row, const Firing& firing,
+              int64_t group, uint32_t active, float* y) {
+  const uint32_t chosen = firing.skip ? active : ~0u;
   Neurons now(bundles, group, chosen);
-  const Neurons next = FindNext(bundles, row, skip, group + 1);
+  const Neurons next = FindNext(bundles, row, firing, group + 1);
   alignas(16) float h[kBundleNeurons] = {};
   const BundleShape& shape = bundles.shape();
   const int64_t steps = now.n * shape.up_blocks() + (now.n + 1) / 2 * shape.down_blocks();
@@ -91,11 +92,11 @@ void RunGroup(const BundleKernel& kernel, const Bundles& bundles, const BundleRo
                      .lines_per_step = next.n * shape.bundle_bytes() / 64 / steps + 1,
                      .scales = bundles.down_scales(next.group)};
   kernel.Up({now.bundle, row.x, h, now.n, &ahead});
-  const float* gate = row.gate + group * kBundleNeurons;
+  const float* activation = row.activation + group * kBundleNeurons;
   int n = 0;
   for (uint32_t left = chosen; left; left &= left - 1, ++n) {
     const int i = std::countr_zero(left);
-    h[n] = active >> i & 1 ? gate[i] * h[n] : 0;
+    h[n] = active >> i & 1 ? activation[i] * h[n] : 0;
   }
   if (n % 2) now.bundle[n] = now.bundle[0];  // with q = 0
   const RoundedNeurons rounded(h);
@@ -112,14 +113,15 @@ void RunGroup(const BundleKernel& kernel, const Bundles& bundles, const BundleRo
 
 }  // namespace
 
-std::vector<GatedFfn> FindSparseFfns(const Model& model) {
+std::vector<GatedFfn> FindSparseFfns(const Model& model, FfnMode mode) {
   std::vector<GatedFfn> ffns;
   const std::vector<Op>& ops = model.program.ops;
   const auto width = [&](Slot slot) { return model.program.width[static_cast<size_t>(slot)]; };
   if (!BundleShape::Fits(width(Slot::kNormed), width(Slot::kGate))) return ffns;
   for (size_t i = 1; i + 1 < ops.size(); ++i) {
     const Op &product = ops[i - 1], &act = ops[i], &down = ops[i + 1];
-    if (act.kind != OpKind::kGatedAct || act.activation != Activation::kRelu) continue;
+    if (act.kind != OpKind::kGatedAct) continue;
+    if (mode == FfnMode::kExact && act.activation != Activation::kRelu) continue;
     const bool gated = product.kind == OpKind::kLinear && product.n_projections == 2 &&
                        product.projections[0].out == Slot::kGate && product.projections[1].out == Slot::kUp &&
                        product.projections[1].bias < 0;
@@ -140,7 +142,7 @@ void NeuronCount::Add(const NeuronCount& other) {
 }
 
 void RunSlice(const BundleKernel& kernel, const Bundles& bundles, int64_t slice, std::span<const BundleRow> rows,
-              bool skip, NeuronCount& count) {
+              const Firing& firing, NeuronCount& count) {
   const BundleShape& shape = bundles.shape();
   const int64_t begin = slice * (kSliceNeurons / kBundleNeurons);
   const int64_t end = std::min<int64_t>(begin + kSliceNeurons / kBundleNeurons, shape.n_groups());
@@ -148,11 +150,12 @@ void RunSlice(const BundleKernel& kernel, const Bundles& bundles, int64_t slice,
   for (int64_t group = begin; group < end; ++group) {
     uint32_t any = 0;
     for (const BundleRow& row : rows) {
-      const uint32_t active = ActiveMask(row.gate + group * kBundleNeurons), chosen = skip ? active : ~0u;
+      const uint32_t active = ActiveMask(row.activation + group * kBundleNeurons, firing.level);
+      const uint32_t chosen = firing.skip ? active : ~0u;
       count.active += std::popcount(active);
       if (chosen == 0) continue;
       any |= chosen;
-      RunGroup(kernel, bundles, row, skip, group, active, row.partial + slice * shape.n_outputs());
+      RunGroup(kernel, bundles, row, firing, group, active, row.partial + slice * shape.n_outputs());
     }
     count.read += std::popcount(any);
     if (any) count.bytes_read += shape.scale_bytes() + std::popcount(any) * shape.bundle_bytes();

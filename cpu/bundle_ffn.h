@@ -1,4 +1,4 @@
-// Gated FFNs over bundles: which ones a model has, and what a generated row does with the neurons whose gate is on.
+// Gated FFNs over bundles: which ones a model has, and what a generated row does with the neurons that fire.
 #pragma once
 
 #include <cstdint>
@@ -13,22 +13,29 @@ namespace thermocline {
 // How the up and down weights of FFNs stand in memory, and what generated rows read of them.
 enum class FfnMode : uint8_t {
   kDense,        // panels, all read
-  kExact,        // bundles, of the neurons whose gate is on
-  kBundleDense,  // bundles, all read: what kExact must equal bit for bit
+  kExact,        // bundles, of the neurons that ReLU does not silence
+  kThreshold,    // bundles, of the neurons with |act(gate)| above a level
+  kBundleDense,  // bundles, all read: what the two above must equal bit for bit
 };
 
 struct GatedFfn {
   int layer;
   WeightId gate, up, down;
 };
-// The FFNs that can be sparse without loss: gated by ReLU, up without a bias, widths that bundles hold.
-std::vector<GatedFfn> FindSparseFfns(const Model& model);
+// The FFNs that can stand in bundles: gated, up without a bias, widths that bundles hold; for kExact, gated by ReLU.
+std::vector<GatedFfn> FindSparseFfns(const Model& model, FfnMode mode);
 
 // A row that was generated.
 struct BundleRow {
-  const float* gate;  // (n_ff), before the activation
-  const uint8_t* x;   // SpreadBytes(n_embd)
-  float* partial;     // (n_slices, n_outputs), 64-byte aligned: out
+  const float* activation;  // (n_ff) act(gate)
+  const uint8_t* x;         // SpreadBytes(n_embd)
+  float* partial;           // (n_slices, n_outputs), 64-byte aligned: out
+};
+
+// Which neurons a row adds: those with |activation| above the level, or NaN; below 0, all of them.
+struct Firing {
+  float level = 0;
+  bool skip = true;  // the others are not read, to the same bits
 };
 
 // What was read: of `rows` x neurons those that were active, and neurons that any of the rows read.
@@ -39,10 +46,9 @@ struct NeuronCount {
   void Add(const NeuronCount& other);
 };
 
-// partial[slice] = sum over the slice's neurons in order, relu(gate) * up(x) * down; those whose gate is off are left
-// out if `skip`, to the same bits.
+// partial[slice] = sum over the slice's neurons that fire, in order, of activation * up(x) * down.
 void RunSlice(const BundleKernel& kernel, const Bundles& bundles, int64_t slice, std::span<const BundleRow> rows,
-              bool skip, NeuronCount& count);
+              const Firing& firing, NeuronCount& count);
 
 // y[e] = (y[e] or 0) + partial[0][e] + partial[1][e] + ... for e in [begin, end).
 void MergeSlices(const BundleShape& shape, const float* partial, bool accumulate, int64_t begin, int64_t end, float* y);

@@ -273,7 +273,11 @@ void CpuExecutor::Impl::RunTask(RowTask task, const Op* op, bool wanted, int64_t
     }
     case RowTask::kStoreKv: StoreKv(*op, row); break;
     case RowTask::kGatedAct:
-      if (sparse_ffn.Find(*op) && !step->prompt[row]) break;  // a part of the product with down
+      if (sparse_ffn.Find(*op) && !step->prompt[row]) {  // up belongs to the product with down
+        float* gate = Row(op->in, row) + op->begin;
+        ops.act(gate, op->end - op->begin, op->activation, gate);
+        break;
+      }
       ops.gated_act(Row(op->in, row) + op->begin, Row(Slot::kUp, row) + op->begin, op->end - op->begin, op->activation,
                     Row(op->out, row) + op->begin);
       break;
@@ -358,7 +362,7 @@ void CpuExecutor::Impl::RunSparseLinear(Team::Member& member, const Op& op, cons
   const int64_t n_rows = std::ssize(step->tokens);
   if (op.in == Slot::kGate) {
     const uint8_t* x = Quantized(0, bundles.shape().n_ff);
-    sparse_ffn.RunDown(member, bundles, x, Rows(Slot::kGate, op.begin), op.accumulate, Rows(op.projections[0].out),
+    sparse_ffn.RunDown(member, op.layer, x, Rows(Slot::kGate, op.begin), op.accumulate, Rows(op.projections[0].out),
                        then);
   } else if (sparse_ffn.has_prompt_rows()) {
     RunProjections(member, op, 1, n_rows, [] {});
@@ -438,6 +442,7 @@ bool CpuExecutor::Run(const StepView& step, const std::atomic<bool>& cancel) {
   impl.team.Run([&](Team::Member& member) { impl.RunMember(member); }, step.max_members);
   if (impl.trace) impl.trace->EndStep();
   impl.step = nullptr;
+  if (!impl.stopped) impl.sparse_ffn.EndStep();
   impl.weights.CheckIntact();
   return !impl.stopped;
 }
@@ -456,6 +461,9 @@ void CpuExecutor::SetInputTap(InputTap tap) {
 }
 
 int64_t CpuExecutor::WeightBytes(const Model& model) { return Weights::BytesFor(model); }
+void CpuExecutor::SetNeuronLevels(std::span<const float> levels) { impl_->sparse_ffn.SetLevels(levels); }
+void CpuExecutor::SetAudit(int64_t every) { impl_->sparse_ffn.SetAudit(every); }
+FfnAudit CpuExecutor::TakeAudit() { return impl_->sparse_ffn.TakeAudit(); }
 NeuronCount CpuExecutor::TakeNeuronCount() { return impl_->sparse_ffn.TakeCount(); }
 int64_t CpuExecutor::weight_bytes() const { return impl_->weights.bytes(); }
 

@@ -16,6 +16,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/peer.h"
+#include "cpu/sparse_ffn.h"
 #include "cpu/team.h"
 #include "cpu/trace.h"
 #include "cpu/weights.h"
@@ -61,6 +62,10 @@ class CpuExecutor {
 
   void SetInputTap(InputTap tap);  // between runs, without a tracer; empty: none, which costs nothing
 
+  // Between runs, as cpu/sparse_ffn.h says.
+  void SetNeuronLevels(std::span<const float> levels);
+  void SetAudit(int64_t every);
+  FfnAudit TakeAudit();
   NeuronCount TakeNeuronCount();  // what generated rows read of bundles since the last call
   int64_t weight_bytes() const;
   std::vector<std::pair<std::string, std::string>> Kernels() const;  // op, kernel it takes

@@ -6,6 +6,7 @@
 #include <array>
 
 #include "cpu/activations.h"
+#include "models/check.h"
 
 namespace thermocline {
 namespace {
@@ -15,7 +16,12 @@ constexpr int64_t kGroupsTogether = kUpBlockK / kBundleNeurons;  // of down, mad
 }  // namespace
 
 SparseFfn::SparseFfn(const Weights& weights, const Model& model, Isa isa, FfnMode mode, int max_rows, int n_members)
-    : weights_(weights), skip_(mode == FfnMode::kExact), counts_(n_members) {
+    : weights_(weights),
+      skip_(mode != FfnMode::kBundleDense),
+      levels_(static_cast<size_t>(model.config.n_layer)),
+      counts_(n_members),
+      audit_squares_(levels_.size()) {
+  audit_.missed.resize(levels_.size());
   int64_t spread = 0, partial = 0;
   for (int layer = 0; layer < model.config.n_layer; ++layer) {
     const Bundles& bundles = weights.bundles(layer);
@@ -28,6 +34,7 @@ SparseFfn::SparseFfn(const Weights& weights, const Model& model, Isa isa, FfnMod
                                bundles.DownPanelCount(0) * bundles.DownPanelBytes(kGroupsTogether)});
     spread = SpreadBytes(shape.n_embd);
     partial = std::max(partial, shape.n_slices() * shape.n_outputs());
+    audit_squares_[layer].resize(static_cast<size_t>((shape.n_embd + kMergeGrain - 1) / kMergeGrain));
   }
   panels_ = Buffer(n_members * scratch_bytes_, "one step");
   spread_ = Buffer(max_rows * spread, "one step");
@@ -55,6 +62,44 @@ void SparseFfn::BeginStep(std::span<const uint8_t> prompt) {
     else
       prompt_runs_.push_back({row, 1});
   }
+  audited_ = -1;
+  const auto n = std::ssize(generated_);
+  if (audit_every_ > 0) {
+    const int64_t next = audit_every_ - 1 - generated_seen_ % audit_every_;
+    if (next < n) audited_ = next;
+  }
+  generated_seen_ += n;
+}
+
+void SparseFfn::EndStep() {
+  if (audited_ < 0) return;
+  ++audit_.tokens;
+  for (size_t layer = 0; layer < audit_squares_.size(); ++layer) {
+    Squares sum;
+    for (const Squares& part : audit_squares_[layer]) {
+      sum.difference += part.difference;
+      sum.all += part.all;
+    }
+    if (sum.all > 0) audit_.missed[layer] += sum.difference / sum.all;
+  }
+}
+
+void SparseFfn::SetLevels(std::span<const float> levels) {
+  CHECK(levels.size() == levels_.size());
+  levels_.assign(levels.begin(), levels.end());
+}
+
+void SparseFfn::SetAudit(int64_t every) {
+  audit_every_ = kernels_.empty() ? 0 : every;
+  generated_seen_ = 0;
+  if (audit_every_ > 0 && audit_partial_.bytes() == 0)
+    audit_partial_ = Buffer(partial_.bytes() / kRowsTogether, "the audit");
+}
+
+FfnAudit SparseFfn::TakeAudit() {
+  FfnAudit taken = audit_;
+  audit_ = {0, std::vector<double>(levels_.size())};
+  return taken;
 }
 
 void SparseFfn::KeepInput(const Bundles& bundles, int64_t row, const uint8_t* quantized) {
@@ -97,21 +142,49 @@ void SparseFfn::PromptDown(const Bundles& bundles, int member, int64_t block, co
   }
 }
 
-void SparseFfn::GeneratedSlice(const Bundles& bundles, int member, int64_t slice, int64_t first, int64_t n,
-                               SlotRows gate) {
+BundleRow SparseFfn::Row(const Bundles& bundles, int64_t generated, SlotRows activation, float* partial) const {
+  const int64_t row = generated_[generated];
+  return {activation.Row(row), spread_.data() + row * SpreadBytes(bundles.shape().n_embd), partial};
+}
+
+void SparseFfn::GeneratedSlice(int layer, int member, int64_t slice, int64_t first, int64_t n, SlotRows activation) {
+  const Bundles& bundles = weights_.bundles(layer);
   std::array<BundleRow, kRowsTogether> rows;
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t row = generated_[first + i];
-    rows[i] = {gate.Row(row), spread_.data() + row * SpreadBytes(bundles.shape().n_embd), Partial(bundles, i)};
-  }
-  RunSlice(Kernel(bundles.shape()), bundles, slice, {rows.data(), static_cast<size_t>(n)}, skip_,
+  for (int64_t i = 0; i < n; ++i) rows[i] = Row(bundles, first + i, activation, Partial(bundles, i));
+  RunSlice(Kernel(bundles.shape()), bundles, slice, {rows.data(), static_cast<size_t>(n)}, {levels_[layer], skip_},
            counts_[member].count);
 }
 
-void SparseFfn::Merge(const Bundles& bundles, int64_t first, int64_t n, int64_t begin, int64_t end, bool accumulate,
-                      SlotRows out) const {
-  for (int64_t i = 0; i < n; ++i)
+void SparseFfn::AuditSlice(int layer, int64_t slice, SlotRows activation) const {
+  constexpr Firing kAll{.level = -1, .skip = false};
+  const Bundles& bundles = weights_.bundles(layer);
+  const BundleRow row = Row(bundles, audited_, activation, audit_partial_.as<float>());
+  NeuronCount not_counted;
+  RunSlice(Kernel(bundles.shape()), bundles, slice, {&row, 1}, kAll, not_counted);
+}
+
+void SparseFfn::Merge(int layer, int64_t first, int64_t n, int64_t begin, int64_t end, bool accumulate, SlotRows out) {
+  const Bundles& bundles = weights_.bundles(layer);
+  for (int64_t i = 0; i < n; ++i) {
     MergeSlices(bundles.shape(), Partial(bundles, i), accumulate, begin, end, out.Row(generated_[first + i]));
+    if (first + i == audited_) CompareSums(layer, Partial(bundles, i), begin, end);
+  }
+}
+
+// Each chunk of outputs has its own sums, so that they do not depend on who took it.
+void SparseFfn::CompareSums(int layer, const float* chosen, int64_t begin, int64_t end) {
+  const BundleShape& shape = weights_.bundles(layer).shape();
+  Squares squares;
+  for (int64_t e = begin; e < end; ++e) {
+    double sum = 0, all = 0;
+    for (int64_t slice = 0; slice < shape.n_slices(); ++slice) {
+      sum += chosen[slice * shape.n_outputs() + e];
+      all += audit_partial_.as<float>()[slice * shape.n_outputs() + e];
+    }
+    squares.difference += (all - sum) * (all - sum);
+    squares.all += all * all;
+  }
+  audit_squares_[layer][static_cast<size_t>(begin / kMergeGrain)] = squares;
 }
 
 NeuronCount SparseFfn::TakeCount() {

@@ -24,6 +24,13 @@ struct SlotRows {
   float* Row(int64_t i) const { return data + i * stride; }
 };
 
+// What generated rows missed by leaving neurons out.
+struct FfnAudit {
+  int64_t tokens = 0;
+  // By layer, summed over tokens: |all - chosen|^2 / |all|^2 of what all neurons and the chosen ones add.
+  std::vector<double> missed;
+};
+
 class SparseFfn {
  public:
   // `weights` must outlive it. Without bundles it takes no memory.
@@ -33,7 +40,14 @@ class SparseFfn {
   const Bundles* Find(const Op& op) const;
   // Before a step: `prompt` for each row, whether it belongs to a prompt.
   void BeginStep(std::span<const uint8_t> prompt);
+  void EndStep();  // after one that was not cancelled
   bool has_prompt_rows() const { return !prompt_runs_.empty(); }
+
+  // Between steps: of each layer (n_layer), the |activation| above which a neuron fires; 0 at first.
+  void SetLevels(std::span<const float> levels);
+  // Between steps: every n-th generated row is also computed with all neurons; 0: none. Its result stays as it is.
+  void SetAudit(int64_t every);
+  FfnAudit TakeAudit();  // of the rows since the last call
 
   // Keeps the input of a generated row, quantized to both planes, for Down.
   void KeepInput(const Bundles& bundles, int64_t row, const uint8_t* quantized);
@@ -47,11 +61,11 @@ class SparseFfn {
         },
         then);
   }
-  // out (+)= down of the prompt rows in x, quantized, and of the generated rows, whose gates stand in `gate` before the
-  // activation.
+  // out (+)= down of the prompt rows in x, quantized, and of the generated rows, whose act(gate) stand in `activation`.
   template <typename Then>
-  void RunDown(Team::Member& member, const Bundles& bundles, const uint8_t* x, SlotRows gate, bool accumulate,
-               SlotRows out, const Then& then) {
+  void RunDown(Team::Member& member, int layer, const uint8_t* x, SlotRows activation, bool accumulate, SlotRows out,
+               const Then& then) {
+    const Bundles& bundles = weights_.bundles(layer);
     const int64_t n_generated = std::ssize(generated_);
     if (has_prompt_rows()) {
       const auto body = [&](int64_t block, int64_t) { PromptDown(bundles, member.index(), block, x, accumulate, out); };
@@ -61,8 +75,11 @@ class SparseFfn {
     for (int64_t first = 0; first < n_generated; first += kRowsTogether) {
       const int64_t n = std::min<int64_t>(kRowsTogether, n_generated - first);
       member.For(bundles.shape().n_slices(), 1,
-                 [&](int64_t slice, int64_t) { GeneratedSlice(bundles, member.index(), slice, first, n, gate); });
-      const auto merge = [&](int64_t begin, int64_t end) { Merge(bundles, first, n, begin, end, accumulate, out); };
+                 [&](int64_t slice, int64_t) { GeneratedSlice(layer, member.index(), slice, first, n, activation); });
+      if (audited_ >= first && audited_ < first + n)
+        member.For(bundles.shape().n_slices(), 1,
+                   [&](int64_t slice, int64_t) { AuditSlice(layer, slice, activation); });
+      const auto merge = [&](int64_t begin, int64_t end) { Merge(layer, first, n, begin, end, accumulate, out); };
       if (first + n == n_generated)
         member.For(bundles.shape().n_embd, kMergeGrain, merge, then);
       else
@@ -83,9 +100,11 @@ class SparseFfn {
   void PromptUp(const Bundles& bundles, int member, int64_t group, const uint8_t* x, SlotRows up) const;
   void PromptDown(const Bundles& bundles, int member, int64_t block, const uint8_t* x, bool accumulate,
                   SlotRows out) const;
-  void GeneratedSlice(const Bundles& bundles, int member, int64_t slice, int64_t first, int64_t n, SlotRows gate);
-  void Merge(const Bundles& bundles, int64_t first, int64_t n, int64_t begin, int64_t end, bool accumulate,
-             SlotRows out) const;
+  BundleRow Row(const Bundles& bundles, int64_t generated, SlotRows activation, float* partial) const;
+  void GeneratedSlice(int layer, int member, int64_t slice, int64_t first, int64_t n, SlotRows activation);
+  void AuditSlice(int layer, int64_t slice, SlotRows activation) const;
+  void Merge(int layer, int64_t first, int64_t n, int64_t begin, int64_t end, bool accumulate, SlotRows out);
+  void CompareSums(int layer, const float* chosen, int64_t begin, int64_t end);
   float* Partial(const Bundles& bundles, int64_t i) const {
     return partial_.as<float>() + i * bundles.shape().n_slices() * bundles.shape().n_outputs();
   }
@@ -93,6 +112,7 @@ class SparseFfn {
 
   const Weights& weights_;
   const bool skip_;
+  std::vector<float> levels_;                                // by layer
   std::map<std::pair<DType, DType>, BundleKernel> kernels_;  // up, down
   std::map<DType, LinearKernel> linear_;
   Buffer panels_;   // (members) of scratch_bytes_: panels made anew
@@ -105,6 +125,15 @@ class SparseFfn {
   std::vector<MemberCount> counts_;  // by member
   std::vector<Run> prompt_runs_;
   std::vector<int64_t> generated_;
+
+  int64_t audit_every_ = 0, generated_seen_ = 0;
+  int64_t audited_ = -1;  // index into generated_, or none in this step
+  Buffer audit_partial_;  // (n_slices, n_outputs) of the audited row, with all neurons
+  struct Squares {
+    double difference = 0, all = 0;
+  };
+  std::vector<std::vector<Squares>> audit_squares_;  // by layer and merged chunk, of this step
+  FfnAudit audit_;
 };
 
 }  // namespace thermocline

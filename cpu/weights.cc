@@ -108,7 +108,7 @@ Weights::Weights(const GgufFile& file, const Model& model, Team& team, Isa isa, 
     vectors_[id].resize(weight.n);
     Dequantize(weight.tensor->type, weight.data(), weight.n, vectors_[id].data());
   }
-  if (options.ffn != FfnMode::kDense) ChooseBundles(model);
+  if (options.ffn != FfnMode::kDense) ChooseBundles(model, options.ffn);
   const int64_t bytes = MatrixBytes(model);
   if (!Map(file, model, team, bytes, options)) {
     memory_ = Buffer(bytes, "the weights");
@@ -121,8 +121,8 @@ Weights::Weights(const GgufFile& file, const Model& model, Team& team, Isa isa, 
 
 Weights::~Weights() = default;
 
-void Weights::ChooseBundles(const Model& model) {
-  bundled_ = FindSparseFfns(model);
+void Weights::ChooseBundles(const Model& model, FfnMode mode) {
+  bundled_ = FindSparseFfns(model, mode);
   for (const GatedFfn& ffn : bundled_) {
     const Weight &up = model.weights[ffn.up], &down = model.weights[ffn.down];
     const BundleShape shape{BundleShape::UpType(up.tensor->type), BundleShape::DownType(down.tensor->type), up.k, up.n};

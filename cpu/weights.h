@@ -48,7 +48,7 @@ class Weights {
   static int64_t BytesFor(const Model& model);
 
  private:
-  void ChooseBundles(const Model& model);
+  void ChooseBundles(const Model& model, FfnMode mode);
   int64_t MatrixBytes(const Model& model) const;
   void Place(const Model& model, uint8_t* at);
   bool Map(const GgufFile& file, const Model& model, Team& team, int64_t bytes, const LoadOptions& options);

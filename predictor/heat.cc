@@ -20,7 +20,7 @@ namespace thermocline {
 namespace {
 
 constexpr uint32_t kVersion = 1;
-constexpr char kArchitecture[] = "heat", kChecksumKey[] = "heat.checksum";
+constexpr char kArchitecture[] = "heat", kChecksumKey[] = "heat.checksum", kChosenKey[] = "heat.threshold";
 // Where the checksum stands, 16 hexadecimal digits: behind "GGUF", the version, both counts, its key's length and
 // letters, its type and its own length.
 constexpr size_t kChecksumAt = 4 + 4 + 8 + 8 + 8 + (sizeof kChecksumKey - 1) + 4 + 8, kChecksumDigits = 16;
@@ -115,19 +115,25 @@ void CheckAscending(const GgufFile& file, const char* what, std::span<const floa
 }
 
 void ReadThresholds(const GgufFile& file, int n_layer, Heat& heat) {
+  constexpr double kAnyRise = 1e6, kAnyLoss = 1e30;
   const Reader reader(file);
+  if (reader.Length("threshold.sensitivity") > 0)
+    reader.Read("threshold.sensitivity", n_layer, -1, kAnyLoss, heat.sensitivity);
   const int64_t n = reader.Length("threshold.sparsity");
   if (n == 0) return;
-  constexpr double kAnyRise = 1e6;
-  std::vector<float> sparsity, rise, levels;
+  std::vector<float> sparsity, rise, levels, missed;
   reader.Read("threshold.sparsity", n, 0, 1, sparsity);
   reader.Read("threshold.rise", n, -1, kAnyRise, rise);
   reader.Read("threshold.levels", n_layer, 0, HUGE_VALF, levels, n);
+  reader.Read("threshold.missed", n_layer, 0, kAnyLoss, missed, n);
   CheckAscending(file, "the sparsities of thresholds", sparsity);
   for (int64_t i = 0; i < n; ++i) {
-    const float* of_point = levels.data() + i * n_layer;
-    heat.thresholds.push_back({sparsity[i], rise[i], {of_point, of_point + n_layer}});
+    const auto of_point = [&](const std::vector<float>& values) {
+      return std::vector<float>(values.begin() + i * n_layer, values.begin() + (i + 1) * n_layer);
+    };
+    heat.thresholds.push_back({sparsity[i], rise[i], of_point(levels), of_point(missed)});
   }
+  heat.chosen_threshold = static_cast<int>(file.GetInt(kChosenKey, 0, n)) - 1;
 }
 
 }  // namespace
@@ -174,6 +180,20 @@ float Heat::Level(int layer, double sparsity) const {
   return sparsity > 0 ? HeatBinBegin(kHeatBins) : 0;
 }
 
+double Heat::SquaresBelow(int layer, double sparsity) const {
+  const std::vector<double>& histogram = layers[layer].histogram;
+  const double wanted = sparsity * std::accumulate(histogram.begin(), histogram.end(), 0.0);
+  double count = 0, below = 0, all = 0;
+  for (int bin = 1; bin < kHeatBins; ++bin) {
+    const double middle = (double{HeatBinBegin(bin)} + HeatBinBegin(bin + 1)) / 2, square = middle * middle;
+    const double before = bin == 1 ? histogram[0] : count;
+    below += square * std::clamp(wanted - before, 0.0, histogram[bin]);
+    all += square * histogram[bin];
+    count = before + histogram[bin];
+  }
+  return all > 0 ? below / all : 0;
+}
+
 std::vector<uint8_t> SerializeHeat(const Heat& heat) {
   Writer writer;
   writer.header.AddText(kChecksumKey, std::string(kChecksumDigits, '0'));
@@ -194,16 +214,21 @@ std::vector<uint8_t> SerializeHeat(const Heat& heat) {
     writer.Add(LayerKey(i, "sum_abs"), layer.sum_abs);
     writer.Add(LayerKey(i, "histogram"), layer.histogram);
   }
+  if (!heat.sensitivity.empty()) writer.Add("threshold.sensitivity", heat.sensitivity);
   if (!heat.thresholds.empty()) {
-    std::vector<float> sparsity, rise, levels;
+    std::vector<float> sparsity, rise, levels, missed;
     for (const ThresholdPoint& point : heat.thresholds) {
       sparsity.push_back(point.sparsity);
       rise.push_back(point.rise);
       levels.insert(levels.end(), point.levels.begin(), point.levels.end());
+      missed.insert(missed.end(), point.missed.begin(), point.missed.end());
     }
+    const auto n_layer = std::ssize(heat.layers), n = std::ssize(heat.thresholds);
+    writer.header.AddU32(kChosenKey, static_cast<uint32_t>(heat.chosen_threshold + 1));
     writer.Add("threshold.sparsity", sparsity);
     writer.Add("threshold.rise", rise);
-    writer.Add<float>("threshold.levels", levels, {std::ssize(heat.layers), std::ssize(heat.thresholds)});
+    writer.Add<float>("threshold.levels", levels, {n_layer, n});
+    writer.Add<float>("threshold.missed", missed, {n_layer, n});
   }
   return writer.Finish();
 }

@@ -31,7 +31,8 @@ struct LayerHeat {
 struct ThresholdPoint {
   float sparsity;             // mean over layers of the share of neurons that is left out
   float rise;                 // of perplexity over dense, on text that did not choose the levels: 0.01 is 1 %
-  std::vector<float> levels;  // (layers) a neuron with |act(gate)| below it is left out
+  std::vector<float> levels;  // (layers) a neuron with |act(gate)| up to it is left out
+  std::vector<float> missed;  // (layers) |all - chosen|^2 / |all|^2 of what the FFN adds, on that text
 };
 
 struct Heat {
@@ -44,13 +45,17 @@ struct Heat {
   int64_t n_counted = 0;                   // of them, those in `fired` and `sum_abs`
   std::vector<float> targets;              // sparsities, ascending; ReLU: {0}, and fires what is on
   std::vector<LayerHeat> layers;           // all of the model
+  std::vector<float> sensitivity;          // (layers) predictor/threshold.h; less than 0: not measured; or empty
   std::vector<ThresholdPoint> thresholds;  // ascending in sparsity; empty: not calibrated
+  int chosen_threshold = -1;               // of them, the one within the rise that was asked for; -1: none was
 
   // The share of tokens for which each neuron fires (n_ff).
   std::vector<float> Frequency(int layer, int target) const;
   double ActiveShare(int layer, int target) const;  // the mean of that
   // The |activation| under which that share of a layer's values lies.
   float Level(int layer, double sparsity) const;
+  // The share that these values have of the layer's sum of squares.
+  double SquaresBelow(int layer, double sparsity) const;
 };
 
 int HeatBin(float activation);

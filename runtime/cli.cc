@@ -255,4 +255,30 @@ bool CommandLine::Parse(std::vector<std::string> args) {
   return true;
 }
 
+namespace {
+
+std::optional<double> ParseNumber(std::string_view text) {
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc{} || text.empty() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+}  // namespace
+
+double ParsePercent(std::string_view flag, std::string_view text) {
+  const auto value = ParseNumber(text.ends_with('%') ? text.substr(0, text.size() - 1) : text);
+  if (!value || !(*value > 0 && *value <= 100))
+    Fail("{}: {} is not a percentage above 0 and up to 100%", flag, Quoted(text));
+  return *value / 100;
+}
+
+double ParseShare(std::string_view flag, std::string_view text) {
+  const bool percent = text.ends_with('%');
+  auto value = ParseNumber(percent ? text.substr(0, text.size() - 1) : text);
+  if (value && percent) *value /= 100;
+  if (!value || !(*value > 0 && *value < 1)) Fail("{}: {} is not a share between 0 and 1, as 0.4", flag, Quoted(text));
+  return *value;
+}
+
 }  // namespace thermocline

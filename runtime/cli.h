@@ -70,6 +70,11 @@ class CommandLine {
   std::unique_ptr<Impl> impl_;
 };
 
+// "1%" or "1", percent both, above 0 and up to 100: as a share. Throws UsageError, which names the flag.
+double ParsePercent(std::string_view flag, std::string_view text);
+// "0.4" or "40%", above 0 and below 1. Throws UsageError, which names the flag.
+double ParseShare(std::string_view flag, std::string_view text);
+
 // The candidate that a misspelt `word` most likely meant; "" when none is near.
 std::string Nearest(std::string_view word, std::span<const std::string> candidates);
 

@@ -60,6 +60,7 @@ struct Engine::Impl {
   CpuExecutor executor;
   KvCache kv;
   std::vector<bool> in_use;  // by sequence
+  std::function<void()> step_hook;
   std::atomic<bool> cancel{false};
 
   // The step at hand.
@@ -152,6 +153,7 @@ void Engine::Step(const Batch& batch) {
     impl.cancel = false;
     throw Cancelled{};
   }
+  if (impl.step_hook) impl.step_hook();
 }
 
 std::span<const float> Engine::Logits(int i) const {
@@ -160,7 +162,11 @@ std::span<const float> Engine::Logits(int i) const {
 }
 
 void Engine::Cancel() { impl_->cancel = true; }
+void Engine::SetStepHook(std::function<void()> hook) { impl_->step_hook = std::move(hook); }
 void Engine::SetInputTap(InputTap tap) { impl_->executor.SetInputTap(std::move(tap)); }
+void Engine::SetNeuronLevels(std::span<const float> levels) { impl_->executor.SetNeuronLevels(levels); }
+void Engine::SetAudit(int64_t every) { impl_->executor.SetAudit(every); }
+FfnAudit Engine::TakeAudit() { return impl_->executor.TakeAudit(); }
 NeuronCount Engine::TakeNeuronCount() { return impl_->executor.TakeNeuronCount(); }
 int64_t Engine::weight_bytes() const { return impl_->executor.weight_bytes(); }
 int64_t Engine::kv_bytes_in_use() const { return impl_->kv.bytes_in_use(); }

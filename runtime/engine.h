@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -77,12 +78,22 @@ class Engine {
   // (n_vocab) for the i-th row of the last batch that wanted logits; valid until the next Step.
   std::span<const float> Logits(int i) const;
 
+  // Calls `hook` at the end of every Step, which may change levels and audits; empty: no longer.
+  void SetStepHook(std::function<void()> hook);
+
   // From any thread or signal handler: the running (or next) Step throws Cancelled at the next layer.
   void Cancel();
 
   // Shows `tap` the input of every product and activation from now on (cpu/executor.h); empty: no longer. Without a
   // tracer only.
   void SetInputTap(InputTap tap);
+
+  // Between steps. Of each layer, the |act(gate)| above which a generated row adds a neuron, where FFNs stand in
+  // bundles (LoadOptions::ffn); 0 at first, which leaves out nothing but zeros.
+  void SetNeuronLevels(std::span<const float> levels);
+  // Every n-th generated row is also computed with all neurons, for TakeAudit; 0: none. Logits stay as they are.
+  void SetAudit(int64_t every);
+  FfnAudit TakeAudit();  // of the rows since the last call
 
   // What generated rows read of FFNs that are not dense (LoadOptions::ffn) since the last call.
   NeuronCount TakeNeuronCount();

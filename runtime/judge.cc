@@ -41,8 +41,7 @@ void Judge::Run(Engine& engine, const Score& score) const {
       const int end = scored ? std::min(n_ctx_ - 1, position + kScoredRows) : std::min(first, position + kMaxBatchRows);
       batch.clear();
       for (int i = position; i < end; ++i)
-        batch.push_back(
-            {i == 0 && tokenizer_.add_bos() ? tokenizer_.bos() : text[i], sequence, i, RowKind::kPrompt, scored});
+        batch.push_back({i == 0 && tokenizer_.add_bos() ? tokenizer_.bos() : text[i], sequence, i, kind_, scored});
       engine.Step(batch);
       if (scored) {
         std::atomic<int> claimed = position;
@@ -62,8 +61,8 @@ void Judge::Run(Engine& engine, const Score& score) const {
   engine.FreeSequence(sequence);
 }
 
-Judge::Judge(Engine& reference, const Tokenizer& tokenizer, std::span<const TokenId> tokens, int n_ctx)
-    : tokenizer_(tokenizer), n_ctx_(n_ctx) {
+Judge::Judge(Engine& reference, const Tokenizer& tokenizer, std::span<const TokenId> tokens, int n_ctx, RowKind kind)
+    : tokenizer_(tokenizer), n_ctx_(n_ctx), kind_(kind) {
   const int64_t per_chunk = n_ctx - 1 - n_ctx / 2, n_vocab = reference.config().n_vocab;
   const double memory = kMemoryPart * static_cast<double>(DetectTopology().memory_available_bytes);
   const auto fits = static_cast<int64_t>(memory / static_cast<double>(per_chunk * n_vocab * 2));

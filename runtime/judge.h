@@ -22,7 +22,8 @@ class Judge {
  public:
   // Scores at most as many chunks as fit into the memory that predictions may take. Throws Error when the tokens fill
   // no chunk or the model's output is no number.
-  Judge(Engine& reference, const Tokenizer& tokenizer, std::span<const TokenId> tokens, int n_ctx);
+  Judge(Engine& reference, const Tokenizer& tokenizer, std::span<const TokenId> tokens, int n_ctx,
+        RowKind kind = RowKind::kPrompt);
 
   Judgement Measure(Engine& engine) const;
   double reference_perplexity() const;
@@ -36,6 +37,7 @@ class Judge {
   const Tokenizer& tokenizer_;
   std::vector<TokenId> tokens_;  // whole chunks
   int n_ctx_;
+  RowKind kind_;                           // of all rows
   std::vector<double> reference_nll_;      // by scored position
   std::vector<uint16_t> reference_log_p_;  // (n_scored, n_vocab) F16
 };

@@ -1,28 +1,40 @@
 // Which neurons a command reads: --sparsity, and what it says afterwards.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "cpu/bundle_ffn.h"
 #include "models/model.h"
 #include "runtime/cli.h"
+#include "runtime/threshold.h"
 
 namespace thermocline {
 
 class SparsityFlag {
  public:
-  void AddFlag(CommandLine& line);
-  void Check() const;  // throws UsageError for a word it does not know
-  // What the word means for the model, of which a .heat file beside it tells whether skipping pays. Throws Error where
-  // `exact` cannot be had.
-  FfnMode Choose(const GgufFile& file, const Model& model) const;
+  void AddFlag(CommandLine& line);  // and --audit
+  void Check();                     // throws UsageError for a word it does not know
+  // What the word means for the model, of which a .heat file beside it tells whether skipping pays, and the levels of
+  // `threshold`. Throws Error where the mode cannot be had.
+  FfnMode Choose(const GgufFile& file, const Model& model);
+  // Sets the levels of an engine of the mode that was chosen, and watches them where --audit asks for that: until what
+  // is returned, which may be null, is destroyed.
+  std::unique_ptr<ThresholdAudit> Apply(Engine& engine) const;
+  // Whether prompt rows, which leave out nothing, say nothing about the mode.
+  bool changes_generated_rows() const { return point_.has_value(); }
 
  private:
-  std::optional<std::string> word_;
+  std::string word_ = "auto";                 // without what follows a colon
+  std::optional<std::string> given_, audit_;  // as they stand on the command line
+  std::optional<double> mean_;                // of threshold:0.4
+  double audit_share_ = 0;
+  std::optional<ThresholdPoint> point_;  // of `threshold`
 };
 
-// "10.3 % of neurons active, 25.1 % of their up and down weights read"; empty where all is read.
-std::string DescribeNeurons(const NeuronCount& count);
+// "10.3 % of neurons active, 25.1 % of their up and down weights read", and what the audit says; empty where all is
+// read.
+std::string DescribeNeurons(const NeuronCount& count, const ThresholdAudit* audit);
 
 }  // namespace thermocline

@@ -27,7 +27,7 @@ void RunSlices(benchmark::State& state, Isa isa, DType type, double active) {
   std::normal_distribution<float> normal;
   std::vector<float> x(kEmbd), gate(shape.n_ff);
   for (float& value : x) value = normal(random);
-  for (float& value : gate) value = random() < active * std::mt19937::max() ? 1.f : -1.f;
+  for (float& value : gate) value = random() < active * std::mt19937::max() ? 1.f : 0.f;
   const Buffer row(ActivationRowBytes(kEmbd), "a benchmark"), spread(SpreadBytes(kEmbd), "a benchmark");
   VectorOpsFor(isa).quantize(x.data(), kEmbd, LoPlane::kAll, row.data());
   SpreadActivations(row.data(), kEmbd, spread.data());
@@ -36,7 +36,7 @@ void RunSlices(benchmark::State& state, Isa isa, DType type, double active) {
   NeuronCount count;
   for (auto _ : state) {
     count = {};
-    for (int64_t slice = 0; slice < shape.n_slices(); ++slice) RunSlice(kernel, bundles, slice, rows, true, count);
+    for (int64_t slice = 0; slice < shape.n_slices(); ++slice) RunSlice(kernel, bundles, slice, rows, {}, count);
   }
   const auto rate = benchmark::Counter::kIsIterationInvariantRate;
   state.counters["GB/s"] = benchmark::Counter(static_cast<double>(count.bytes_read) * 1e-9, rate);

@@ -286,6 +286,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
                                       .load = {.ffn = ffn},
                                       .tracer = trace.tracer()},
                                      options.cache_packed);
+      const auto audit = options.sparsity.Apply(*engine);
       const auto measure = [&](const BenchTest& test, std::optional<int> busy_cpu) {
         results.push_back(RunTest(*engine, *tokenizer, model, test, options.repetitions, busy_cpu));
         results.back().roofs = roofs;
@@ -296,7 +297,8 @@ int RunBench(const Command& command, std::vector<std::string> args) {
         if (test.n_prompt > 0) continue;
         for (const int cpu : busy_cpus) measure(test, cpu);
       }
-      if (const std::string said = DescribeNeurons(engine->TakeNeuronCount()); !said.empty()) Note("{}", said);
+      if (const std::string said = DescribeNeurons(engine->TakeNeuronCount(), audit.get()); !said.empty())
+        Note("{}", said);
     }
   }
   WriteOut(format->End());

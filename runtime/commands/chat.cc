@@ -73,7 +73,7 @@ void AddFlags(CommandLine& line, ChatOptions& options) {
   line.AddTextList("--stop", "TEXT", &options.generate.stops, "End the answer before this text; may be given again");
 }
 
-void CheckOptions(const ChatOptions& options) {
+void CheckOptions(ChatOptions& options) {
   options.sparsity.Check();
   for (const std::string& stop : options.generate.stops) {
     if (stop.empty()) throw UsageError("--stop: an empty text would end every answer");
@@ -140,12 +140,12 @@ std::string Rate(int tokens, double seconds) {
   return seconds > 0 ? fmt::format("{:.1f} tok/s", tokens / seconds) : "- tok/s";
 }
 
-void PrintStatistics(const Session& session, const Answer& answer, const NeuronCount& neurons, bool seeded) {
+void PrintStatistics(const Session& session, const Answer& answer, const std::string& neurons, bool seeded) {
   std::string line = fmt::format("[prompt {} tokens, {} | answer {} tokens", answer.n_prompt,
                                  Rate(answer.n_prompt, answer.prompt_s), answer.tokens.size());
   if (answer.n_steps > 0) line += ", " + Rate(answer.n_steps, answer.steps_s);
   line += fmt::format(" | context {} of {}", session.n_held(), session.n_ctx());
-  if (neurons.neurons > 0) line += " | " + DescribeNeurons(neurons);
+  if (!neurons.empty()) line += " | " + neurons;
   if (seeded) line += fmt::format(" | seed {}", session.seed());
   Note("{}", Dim(line + "]"));
 }
@@ -180,6 +180,7 @@ class Chat {
                           .load = {.ffn = options_.sparsity.Choose(file, model)},
                           .tracer = tracer},
                          options_.cache_packed);
+    audit_ = options_.sparsity.Apply(*engine_);
     if (engine_->n_ctx() > model.config.n_ctx_train) {
       Note("note: the model was trained for a context of {} tokens, not {}", model.config.n_ctx_train,
            engine_->n_ctx());
@@ -210,6 +211,7 @@ class Chat {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::optional<ChatTemplate> template_;
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<ThresholdAudit> audit_;
   std::optional<EngineDecoder> decoder_;
   std::optional<Session> session_;
   std::optional<Conversation> conversation_;
@@ -233,7 +235,8 @@ Answer Chat::Run(const std::string& prompt) {
     return answer;
   }
   WriteOut("\n");
-  PrintStatistics(*session_, answer, engine_->TakeNeuronCount(), options_.sampler.temperature > 0);
+  PrintStatistics(*session_, answer, DescribeNeurons(engine_->TakeNeuronCount(), audit_.get()),
+                  options_.sampler.temperature > 0);
   return answer;
 }
 

@@ -56,13 +56,15 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);
 
   PerplexityOptions options{.n_ctx = n_ctx, .max_chunks = chunks};
-  if (decode) options.kind = RowKind::kGenerated, options.step_rows = 1;
+  const auto audit = sparsity.Apply(*engine);
+  if (decode || sparsity.changes_generated_rows()) options.kind = RowKind::kGenerated;
+  if (decode) options.step_rows = 1;
   const auto result =
       MeasurePerplexity(*engine, *tokenizer, tokens, options, [](const PerplexityResult& now, int64_t n_chunks) {
         Note("[{}/{}] {:.4f}", now.running.size(), n_chunks, now.running.back());
       });
   trace.Write();
-  if (const std::string said = DescribeNeurons(engine->TakeNeuronCount()); !said.empty()) Note("{}", said);
+  if (const std::string said = DescribeNeurons(engine->TakeNeuronCount(), audit.get()); !said.empty()) Note("{}", said);
   if (json) {
     const nlohmann::ordered_json out = {
         {"perplexity", result.running.back()}, {"chunks", result.running}, {"tokens", result.tokens}};

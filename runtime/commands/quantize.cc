@@ -43,16 +43,6 @@ struct Request {
   int n_threads = 0;
 };
 
-// "1%" or "1": percent both.
-double ParsePercent(std::string_view text) {
-  const std::string_view number = text.ends_with('%') ? text.substr(0, text.size() - 1) : text;
-  double value = 0;
-  const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), value);
-  if (error != std::errc{} || number.empty() || end != number.data() + number.size() || !(value > 0 && value <= 100))
-    throw UsageError(fmt::format("--max-loss: {} is not a percentage above 0 and up to 100%", Quoted(text)));
-  return value / 100;
-}
-
 // False: help was asked for.
 bool ParseRequest(const Command& command, std::vector<std::string> args, Request& request) {
   CommandLine line(command);
@@ -78,7 +68,7 @@ bool ParseRequest(const Command& command, std::vector<std::string> args, Request
     throw UsageError("--auto chooses types: leave out --type and --pure");
   if (request.automatic && !request.text) throw UsageError("--auto needs --text");
   if (!request.automatic && (request.eval || max_loss)) throw UsageError("--eval and --max-loss belong to --auto");
-  if (max_loss) request.max_loss = ParsePercent(*max_loss);
+  if (max_loss) request.max_loss = ParsePercent("--max-loss", *max_loss);
   return true;
 }
 

@@ -51,7 +51,9 @@ struct Subject {
       layer.histogram[HeatBin(1.0f)] = 300;
       layer.histogram[HeatBin(2.0f)] = 100;
     }
-    heat.thresholds = {{0.1f, -0.001f, {0.01f, 0.02f}}, {0.5f, 0.3f, {0.1f, 0.2f}}};
+    heat.sensitivity = {0.5f, -1};
+    heat.thresholds = {{0.1f, -0.001f, {0.01f, 0.02f}, {0.001f, 0.002f}}, {0.5f, 0.3f, {0.1f, 0.2f}, {0.03f, 0.04f}}};
+    heat.chosen_threshold = 0;
     return heat;
   }
   Heat Read(std::span<const uint8_t> bytes) const {
@@ -89,12 +91,16 @@ TEST_CASE("heat: what is written is what is read") {
   REQUIRE(read.thresholds.size() == 2);
   CHECK(read.thresholds[0].rise == -0.001f);
   CHECK(read.thresholds[1].levels == heat.thresholds[1].levels);
+  CHECK(read.thresholds[1].missed == heat.thresholds[1].missed);
+  CHECK(read.sensitivity == heat.sensitivity);
+  CHECK(read.chosen_threshold == 0);
   CHECK(read.Frequency(1, 1)[3] == doctest::Approx(heat.layers[1].fired[read.n_ff + 3] / 900));
   double fired = 0;
   for (int64_t i = 0; i < read.n_ff; ++i) fired += heat.layers[1].fired[i];
   CHECK(read.ActiveShare(1, 0) == doctest::Approx(fired / 900 / static_cast<double>(read.n_ff)));
   Heat bare = heat;
   bare.thresholds.clear();
+  bare.sensitivity.clear();
   CHECK(subject.Read(SerializeHeat(bare)).thresholds.empty());
 }
 
@@ -136,6 +142,7 @@ TEST_CASE("heat: a file that is whole but wrong is refused, and says what is wro
   has(complaint([](Heat& heat) {
         heat.layers.pop_back();
         heat.thresholds.clear();
+        heat.sensitivity.clear();
       }),
       "'blk.1.levels' is missing");
   has(complaint([](Heat& heat) { heat.targets = {0.5f, 0.25f}; }), "do not ascend");
@@ -143,6 +150,9 @@ TEST_CASE("heat: a file that is whole but wrong is refused, and says what is wro
   has(complaint([](Heat& heat) { heat.thresholds[1].sparsity = 1.5f; }), "threshold.sparsity");
   has(complaint([&](Heat& heat) { heat.thresholds[0].levels[1] = nan; }), "threshold.levels");
   has(complaint([&](Heat& heat) { heat.thresholds[0].rise = nan; }), "threshold.rise");
+  has(complaint([&](Heat& heat) { heat.thresholds[0].missed[0] = nan; }), "threshold.missed");
+  has(complaint([&](Heat& heat) { heat.sensitivity[0] = nan; }), "threshold.sensitivity");
+  has(complaint([](Heat& heat) { heat.chosen_threshold = 2; }), "heat.threshold");
 }
 
 TEST_CASE("heat: bins cover all magnitudes in order") {
@@ -165,9 +175,15 @@ TEST_CASE("heat: levels are quantiles") {
   CHECK(heat.Level(0, 0.375) == doctest::Approx(1 + 0.5 / 16));
   CHECK(heat.Level(0, 0.875) == doctest::Approx(2 + 0.5 / 8));
   CHECK(heat.Level(0, 1) >= 2);
+  const double low = std::pow(1 + 0.5 / 16, 2), high = std::pow(2 + 0.5 / 8, 2), all = 300 * low + 100 * high;
+  CHECK(heat.SquaresBelow(0, 0) == 0);
+  CHECK(heat.SquaresBelow(0, 0.5) == doctest::Approx(200 * low / all));
+  CHECK(heat.SquaresBelow(0, 0.875) == doctest::Approx((300 * low + 50 * high) / all));
+  CHECK(heat.SquaresBelow(0, 1) == doctest::Approx(1));
   Heat empty = heat;
   empty.layers[0].histogram.assign(kHeatBins, 0);
   CHECK(empty.Level(0, 0) == 0);
+  CHECK(empty.SquaresBelow(0, 1) == 0);
 }
 
 TEST_CASE("heat: stands beside its model") {

@@ -110,6 +110,15 @@ class Profile(unittest.TestCase):
             with self.subTest(args=args):
                 _, said = self.profile(*args, code=1)
                 self.assertIn(complaint, said)
+        for args, complaint in [
+            (("--thresholds", "0.4"), "--thresholds and --max-rise need --text"),
+            (("--text", TEXT, "--thresholds", "0.4,,0.5"), "'' is not a share"),
+            (("--text", TEXT, "--max-rise", "-1"), "'-1' is not a percentage"),
+            (("--text", TEXT, "--eval", TEXT), "--eval belongs to"),
+        ]:
+            with self.subTest(args=args):
+                _, said = self.profile(RELU, *args, code=2)
+                self.assertIn(complaint, said)
         before = heat.read_bytes()
         for i in range(0, len(before), len(before) // 7):
             heat.write_bytes(before[:i] + bytes([before[i] ^ 4]) + before[i + 1:])

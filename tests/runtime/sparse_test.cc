@@ -136,6 +136,114 @@ TEST_CASE("sparse: 20 prompts go on for 256 tokens as over dense arithmetic, alo
   }
 }
 
+namespace {
+
+// Gated by something else than ReLU. n_ff: three slices.
+std::vector<TinyOptions> Smooth() {
+  return {{.type = DType::kQ4_0, .n_embd = 160, .n_ff = 544},
+          {.arch = "gemma3", .type = DType::kQ8_0, .n_embd = 96, .n_ff = 544},
+          Relu(DType::kQ4_1)};
+}
+
+Logits FeedWithLevels(Engine& engine, std::vector<float> levels, int n = 24) {
+  engine.SetNeuronLevels(levels);
+  const int sequence = engine.NewSequence();
+  const Logits logits = test::Feed(engine, sequence, SomeTokens(n, 3), 1, RowKind::kGenerated);
+  engine.FreeSequence(sequence);
+  return logits;
+}
+
+}  // namespace
+
+TEST_CASE("sparse: neurons under the level of their layer are left out, and that is all") {
+  for (const TinyOptions& options : Smooth()) {
+    CAPTURE(options.arch);
+    const Loaded loaded(options);
+    const auto dense = loaded.Start(FfnMode::kBundleDense, 1);
+    const Logits all = FeedWithLevels(*dense, {0, 0});
+    int64_t active = dense->TakeNeuronCount().neurons;
+    for (const std::vector<float>& levels : {std::vector<float>{0, 0}, {0.03f, 0.1f}, {0.3f, 0}, {1e30f, 1e30f}}) {
+      CAPTURE(levels[0]);
+      const Logits expected = FeedWithLevels(*dense, levels);
+      const int64_t wanted = dense->TakeNeuronCount().active;
+      CHECK((expected == all) == (levels[0] == 0));
+      for (const int n_threads : {1, 2}) {
+        const auto sparse = loaded.Start(FfnMode::kThreshold, n_threads);
+        CHECK(FeedWithLevels(*sparse, levels) == expected);
+        const NeuronCount count = sparse->TakeNeuronCount();
+        CHECK(count.active == wanted);
+        CHECK(count.read == wanted);
+        CHECK(count.active <= active);
+      }
+    }
+  }
+}
+
+TEST_CASE("sparse: levels do not touch prompt rows, nor neighbours of a generated row its logits") {
+  const Loaded loaded(Smooth()[0]);
+  const auto engine = loaded.Start(FfnMode::kThreshold, 2, 4);
+  const std::vector<float> none = {0, 0}, some = {0.1f, 0.2f};
+  std::vector<Logits> expected;
+  for (int i = 0; i < 3; ++i) {
+    engine->SetNeuronLevels(some);
+    const int sequence = engine->NewSequence();
+    expected.push_back(test::Feed(*engine, sequence, SomeTokens(10, i), 1, RowKind::kGenerated));
+    engine->FreeSequence(sequence);
+  }
+  Logits prompts[2];
+  for (int i = 0; i < 2; ++i) {
+    engine->SetNeuronLevels(i ? some : none);
+    const int sequence = engine->NewSequence();
+    prompts[i] = test::Feed(*engine, sequence, SomeTokens(20, 7), 20);
+    engine->FreeSequence(sequence);
+  }
+  CHECK(prompts[0] == prompts[1]);
+  int sequences[3];
+  for (int& sequence : sequences) sequence = engine->NewSequence();
+  for (int step = 0; step < 10; ++step) {
+    Batch batch;
+    for (int i = 0; i < 3; ++i)
+      batch.push_back({SomeTokens(10, i)[step], sequences[i], step, RowKind::kGenerated, true});
+    engine->Step(batch);
+    for (int i = 0; i < 3; ++i)
+      CHECK(std::vector<float>(engine->Logits(i).begin(), engine->Logits(i).end()) == expected[i][step]);
+  }
+}
+
+TEST_CASE("sparse: an audit says what was left out and changes nothing") {
+  for (const TinyOptions& options : Smooth()) {
+    CAPTURE(options.arch);
+    const Loaded loaded(options);
+    std::vector<FfnAudit> first;
+    for (const int n_threads : {1, 2}) {
+      const auto engine = loaded.Start(FfnMode::kThreshold, n_threads);
+      const auto audit = [&](std::vector<float> levels) {
+        const Logits logits = FeedWithLevels(*engine, levels);
+        engine->SetAudit(4);
+        CHECK(FeedWithLevels(*engine, levels) == logits);
+        engine->SetAudit(0);
+        const FfnAudit audit = engine->TakeAudit();
+        CHECK(audit.tokens == 6);
+        CHECK(engine->TakeAudit().tokens == 0);
+        return audit;
+      };
+      CHECK(audit({0, 0}).missed == std::vector<double>{0, 0});
+      const FfnAudit none = audit({1e30f, 1e30f}), some = audit({0.02f, 0.2f});
+      CHECK(none.missed[0] == doctest::Approx(6));
+      CHECK(none.missed[1] == doctest::Approx(6));
+      CHECK(some.missed[0] > 0);
+      CHECK(some.missed[0] < some.missed[1]);
+      CHECK(some.missed[1] < 3);
+      if (first.empty()) first = {some};
+      CHECK(some.missed == first[0].missed);
+      engine->SetAudit(1);
+      const int sequence = engine->NewSequence();
+      test::Feed(*engine, sequence, SomeTokens(20, 7), 20);
+      CHECK(engine->TakeAudit().tokens == 0);  // prompt rows
+    }
+  }
+}
+
 TEST_CASE("sparse: prompt rows give the bits that they give over panels where the weights are the file's") {
   if (ChooseIsa() == Isa::kScalar) return;  // whose sums are rounded where a panel ends
   for (const DType type : {DType::kQ4_0, DType::kQ4_1, DType::kQ8_0}) {
@@ -183,12 +291,14 @@ TEST_CASE("sparse: no kernel silently is the reference") {
 TEST_CASE("sparse: what cannot be sparse is not") {
   const Loaded silu({.type = DType::kQ8_0}), biased({.type = DType::kQ8_0, .activation = "relu", .biases = true});
   for (const Loaded* loaded : {&silu, &biased}) {
-    CHECK(FindSparseFfns(loaded->model).empty());
+    CHECK(FindSparseFfns(loaded->model, FfnMode::kExact).empty());
     const auto engine = loaded->Start(FfnMode::kExact, 1);
     test::Feed(*engine, engine->NewSequence(), SomeTokens(3, 0), 1, RowKind::kGenerated);
     CHECK(engine->TakeNeuronCount().neurons == 0);
   }
-  CHECK(FindSparseFfns(Loaded(Relu(DType::kQ4_0)).model).size() == 2);
+  CHECK(FindSparseFfns(Loaded(Relu(DType::kQ4_0)).model, FfnMode::kExact).size() == 2);
+  CHECK(FindSparseFfns(silu.model, FfnMode::kThreshold).size() == 2);
+  CHECK(FindSparseFfns(biased.model, FfnMode::kThreshold).empty());
 }
 
 }  // namespace thermocline

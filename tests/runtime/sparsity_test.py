@@ -75,6 +75,42 @@ class Sparsity(unittest.TestCase):
         heat.unlink()
         RELU.with_suffix(".heat").unlink()
 
+    def test_threshold(self):
+        silu, text = HERE / "silu.gguf", HERE / "words.txt"
+        self.assertEqual(run("synth", silu, "--shape", "tiny", "--vocabulary", VOCABULARY).returncode, 0)
+        text.write_text("".join(chr(33 + i * i * 7 % 89) for i in range(2600)))
+        heat = silu.with_suffix(".heat")
+        chat = lambda mode, *args: run("chat", silu, "--raw", "-p", "x", "-n", "40", "--temp", "0", "--sparsity", mode,
+                                       *args)
+        missing = chat("threshold")
+        self.assertEqual((missing.returncode, missing.stdout), (1, b""))
+        self.assertIn(b"profile MODEL --text FILE --max-rise 1%", missing.stderr)
+        self.assertEqual(run("profile", silu, "--text", text).returncode, 0)
+        self.assertIn(b"has no thresholds", chat("threshold").stderr)
+        result = run("profile", silu, "--text", text, "--thresholds", "50%,0.2")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for share in (20, 50):
+            self.assertRegex(result.stdout.decode(), rf"without {share} % +[+-][\d.]+ % perplexity")
+        for mode, low, high in (("threshold:0.2", 70, 90), ("threshold:0.35", 55, 75), ("threshold:50%", 40, 60)):
+            with self.subTest(mode=mode):
+                said = chat(mode, "--audit", "10%")
+                self.assertEqual(said.returncode, 0, said.stderr)
+                shares = SHARES.search(said.stderr.decode())
+                self.assertTrue(low < float(shares[1]) < high, said.stderr)
+                self.assertRegex(said.stderr.decode(), r"audit: 3 tokens, FFNs miss [\d.]+ % \([\d.]+ % when")
+        self.assertIn(b"leaving out about 50 % of neurons", chat("threshold").stderr)
+        self.assertIn(b"95 % of neurons is more than", chat("threshold:0.95").stderr)
+        score = lambda mode, *args: run("perplexity", silu, "--text", text, "-c", "64", "--chunks", "2", "--sparsity",
+                                        mode, *args).stdout
+        self.assertNotEqual(score("threshold:0.5"), score("dense"))
+        self.assertEqual(score("threshold:0.5"), score("threshold:0.5", "--decode"))
+        self.assertEqual(run("profile", silu, "--text", text, "--max-rise", "50").returncode, 0)
+        self.assertIn(b"leaving out about ", chat("threshold").stderr)
+        heat.write_bytes(heat.read_bytes()[:-9])
+        damaged = chat("threshold")
+        self.assertEqual((damaged.returncode, damaged.stdout), (1, b""))
+        self.assertIn(b"damaged", damaged.stderr)
+
     def test_packed_weights_of_one_form_are_not_used_for_the_other(self):
         for mode in ("dense", "exact", "exact", "dense"):
             with self.subTest(mode=mode):
@@ -90,7 +126,17 @@ class Sparsity(unittest.TestCase):
         for command in ("bench", "chat", "perplexity"):
             result = run(command, PARIS, "--sparsity", "most", *(["--text", TEXT] if command == "perplexity" else []))
             self.assertEqual((result.returncode, result.stdout), (2, b""))
-            self.assertIn(b"--sparsity: 'most' is none of auto, exact, dense", result.stderr)
+            self.assertIn(b"--sparsity: 'most' is none of auto, exact, dense, threshold, threshold:0.4", result.stderr)
+        for args, complaint in [
+            (("--sparsity", "threshold:1.5"), b"'1.5' is not a share between 0 and 1"),
+            (("--sparsity", "exact:0.4"), b"'exact:0.4' is none of auto"),
+            (("--sparsity", "exact", "--audit", "1%"), b"--audit belongs to --sparsity threshold"),
+            (("--sparsity", "threshold", "--audit", "0"), b"--audit: '0' is not a percentage"),
+        ]:
+            with self.subTest(args=args):
+                result = run("bench", RELU, *args)
+                self.assertEqual((result.returncode, result.stdout), (2, b""))
+                self.assertIn(complaint, result.stderr)
 
 
 if __name__ == "__main__":
