@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <random>
 
+#include "cpu/isa.h"
 #include "models/error.h"
 #include "runtime/profile.h"
 #include "tests/models/tiny_model.h"
@@ -62,7 +63,7 @@ void CheckSame(const Heat& a, const Heat& b) {
 TEST_CASE("threshold: levels leave out the share that was asked for, on another text") {
   for (const char* arch : {"llama", "gemma3"}) {
     CAPTURE(arch);
-    Subject subject({.arch = arch, .n_ff = 256});
+    Subject subject({.arch = arch, .n_ff = 128});
     subject.Calibrate({.means = {0.2, 0.6}, .max_rise = {}, .n_ctx = kContext});
     CHECK(subject.heat.chosen_threshold == -1);
     REQUIRE(subject.heat.thresholds.size() == 2);
@@ -84,7 +85,8 @@ TEST_CASE("threshold: levels leave out the share that was asked for, on another 
 }
 
 TEST_CASE("threshold: a rise is kept, and a run that was stopped goes on to the same end") {
-  Subject subject({.n_ff = 256});
+  if (ChooseIsa() == Isa::kScalar) return;  // slow, and nothing here depends on kernels
+  Subject subject({.n_ff = 128});
   const Heat counted = subject.heat;
   const ThresholdRequest request{.means = {0.9}, .max_rise = 0.002, .n_ctx = kContext};
   subject.Calibrate(request);
@@ -119,7 +121,7 @@ TEST_CASE("threshold: FFNs without a gate are refused") {
 }
 
 TEST_CASE("threshold: an audit finds levels that are too high and lowers them until the limit holds") {
-  Subject subject({.n_ff = 256});
+  Subject subject({.n_ff = 128});
   subject.Calibrate({.means = {0.3}, .max_rise = {}, .n_ctx = kContext});
   const ThresholdPoint& point = subject.heat.thresholds[0];
   const auto engine = subject.Start(FfnMode::kThreshold);
@@ -132,15 +134,15 @@ TEST_CASE("threshold: an audit finds levels that are too high and lowers them un
     engine->SetNeuronLevels(point.levels);
     const ThresholdAudit audit(*engine, point, 0.5);
     CHECK(audit.Describe().empty());
-    for (uint32_t seed = 10; seed < 20; ++seed) feed(seed);
+    for (uint32_t seed = 10; seed < 16; ++seed) feed(seed);
     CHECK(audit.n_lowered() == 0);
-    CHECK(audit.Describe().find("audit: 320 tokens, FFNs miss ") == 0);
+    CHECK(audit.Describe().find("audit: 192 tokens, FFNs miss ") == 0);
   }
   ThresholdPoint damaged = point;
   damaged.levels[1] *= 5;
   engine->SetNeuronLevels(damaged.levels);
   const ThresholdAudit audit(*engine, damaged, 0.5);
-  for (uint32_t seed = 10; seed < 20; ++seed) feed(seed);
+  for (uint32_t seed = 10; seed < 16; ++seed) feed(seed);
   CHECK(audit.n_lowered() == 1);
   CHECK(audit.levels()[0] == point.levels[0]);
   CHECK(audit.levels()[1] < 2 * point.levels[1]);
