@@ -18,7 +18,8 @@ constexpr int64_t kReservedBytes = int64_t{512} << 20;
 // The context asked for, or the largest that fits; Error when it does not fit.
 int ChooseContext(const Model& model, const EngineOptions& options) {
   const ModelConfig& config = model.config;
-  const int64_t available = DetectTopology().memory_available_bytes - CpuExecutor::WeightBytes(model);
+  const int64_t device_bytes = options.device.device ? options.device.device->free_bytes() : 0;
+  const int64_t available = DetectTopology().memory_available_bytes + device_bytes - CpuExecutor::WeightBytes(model);
   const auto bytes = [&](int n_ctx) { return KvBytes(config, options.kv_types, n_ctx) * options.max_sequences; };
   if (options.n_ctx > 0) {
     if (config.HasLearnedPositions() && options.n_ctx > config.n_ctx_train)
@@ -39,28 +40,32 @@ int ChooseContext(const Model& model, const EngineOptions& options) {
 }  // namespace
 
 struct Engine::Impl {
-  Impl(const GgufFile& file, const Model& model, const EngineOptions& options)
-      : config(model.config),
-        n_threads(options.n_threads > 0 ? options.n_threads : std::min(DetectTopology().DefaultThreads(), kMaxThreads)),
-        n_threads_batch(options.n_threads_batch > 0 ? options.n_threads_batch : n_threads),
-        team(std::max(n_threads, n_threads_batch)),
-        n_ctx(ChooseContext(model, options)),
-        executor(file, model, team, ChooseIsa(), kMaxBatchRows, options.load, KvLayout(model.config, options.kv_types),
-                 options.tracer),
-        kv(model.config, KvLayout(model.config, options.kv_types), n_ctx, options.max_sequences, kMaxBatchRows,
-           options.page_seed),
-        in_use(options.max_sequences) {}
+  Impl(const GgufFile& file, const Model& model, const EngineOptions& options);
 
+  void Load(const GgufFile& file, const Model& model);
   void CollectSpans(const Batch& batch);
+  StepView View();
+  // The device's half beside the CPU's; false when the step was cancelled. Throws DeviceLost.
+  bool RunHalves(const StepView& step);
+  [[noreturn]] void LoseDevice(const std::string& because);
+  // Goes on with the CPU alone.
+  void Reload();
 
+  EngineOptions options;
   ModelConfig config;
   const int n_threads, n_threads_batch;
   Team team;
   const int n_ctx;
-  CpuExecutor executor;
-  KvCache kv;
+  std::string path;
+  uint64_t identity = 0;           // of the file, where it may be needed again
+  std::unique_ptr<Hybrid> hybrid;  // null: the CPU computes everything
+  bool lost = false;               // the device, and no Reload since
+  std::unique_ptr<CpuExecutor> executor;
+  std::optional<KvCache> kv;
   std::vector<bool> in_use;  // by sequence
   std::function<void()> step_hook;
+  std::vector<float> levels;  // as SetNeuronLevels and SetAudit said
+  int64_t audit_every = 0;
   std::atomic<bool> cancel{false};
 
   // The step at hand.
@@ -69,6 +74,31 @@ struct Engine::Impl {
   std::vector<SpanView> spans;
   std::vector<int> span_sequence;
 };
+
+Engine::Impl::Impl(const GgufFile& file, const Model& model, const EngineOptions& options)
+    : options(options),
+      config(model.config),
+      n_threads(options.n_threads > 0 ? options.n_threads : std::min(DetectTopology().DefaultThreads(), kMaxThreads)),
+      n_threads_batch(options.n_threads_batch > 0 ? options.n_threads_batch : n_threads),
+      team(std::max(n_threads, n_threads_batch)),
+      n_ctx(ChooseContext(model, options)),
+      path(file.path()),
+      in_use(options.max_sequences) {
+  if (options.device.device) identity = file.Identity();
+  Load(file, model);
+  this->options.load.on_load = {};  // whoever watches has gone when the weights are loaded once more
+}
+
+void Engine::Impl::Load(const GgufFile& file, const Model& model) {
+  const Isa isa = ChooseIsa();
+  hybrid = Hybrid::Load(file, model, team, isa, options.device, options.kv_types,
+                        {n_ctx, options.max_sequences, kMaxBatchRows}, options.load.on_load);
+  const KvLayout layout = hybrid ? hybrid->kv_layout() : KvLayout(config, options.kv_types);
+  executor = std::make_unique<CpuExecutor>(file, hybrid ? hybrid->cpu_half() : model, team, isa, kMaxBatchRows,
+                                           options.load, layout, options.tracer, hybrid ? &hybrid->side() : nullptr);
+  kv.emplace(config, layout, n_ctx, options.max_sequences, kMaxBatchRows, options.page_seed,
+             hybrid ? hybrid->side().kv_memory() : std::array<uint64_t, kLayerKinds>{});
+}
 
 // Fails before anything has changed.
 void Engine::Impl::CollectSpans(const Batch& batch) {
@@ -89,7 +119,7 @@ void Engine::Impl::CollectSpans(const Batch& batch) {
       span_sequence.push_back(row.sequence);
     }
     SpanView& span = spans.back();
-    CHECK(row.position == kv.length(row.sequence) + span.n_rows);
+    CHECK(row.position == kv->length(row.sequence) + span.n_rows);
     if (row.position >= n_ctx)
       throw Error("the context is full: {} tokens do not fit into {}; start anew or choose a larger one with -c",
                   row.position + 1, n_ctx);
@@ -110,7 +140,8 @@ const ModelConfig& Engine::config() const { return impl_->config; }
 int Engine::n_ctx() const { return impl_->n_ctx; }
 int Engine::n_threads() const { return impl_->n_threads; }
 int Engine::n_threads_batch() const { return impl_->n_threads_batch; }
-KvTypes Engine::kv_types() const { return impl_->kv.layout().types; }
+KvTypes Engine::kv_types() const { return impl_->kv->layout().types; }
+Placement Engine::placement() const { return impl_->hybrid ? impl_->hybrid->placement() : AllOnCpu(impl_->config); }
 
 int Engine::NewSequence() {
   for (size_t i = 0; i < impl_->in_use.size(); ++i)
@@ -123,31 +154,73 @@ int Engine::NewSequence() {
 
 void Engine::FreeSequence(int sequence) {
   CHECK(impl_->in_use[sequence]);
-  impl_->kv.Truncate(sequence, 0);
+  impl_->kv->Truncate(sequence, 0);
   impl_->in_use[sequence] = false;
 }
 
-int Engine::Length(int sequence) const { return impl_->kv.length(sequence); }
-int Engine::Truncate(int sequence, int n) { return impl_->kv.Truncate(sequence, n); }
+int Engine::Length(int sequence) const { return impl_->kv->length(sequence); }
+int Engine::Truncate(int sequence, int n) { return impl_->kv->Truncate(sequence, n); }
+
+StepView Engine::Impl::View() {
+  for (size_t i = 0; i < spans.size(); ++i) {
+    kv->Reserve(span_sequence[i], spans[i].n_rows);
+    for (int kind = 0; kind < kLayerKinds; ++kind) spans[i].pages[kind] = kv->Pages(span_sequence[i], kind);
+  }
+  const bool prefill = std::find(prompt.begin(), prompt.end(), 1) != prompt.end();
+  return {tokens, positions, prompt, spans, wanted, prefill ? n_threads_batch : n_threads};
+}
+
+bool Engine::Impl::RunHalves(const StepView& step) {
+  if (!hybrid) return executor->Run(step, cancel);
+  DeviceSide& side = hybrid->side();
+  side.Begin(step);
+  bool finished = false;
+  try {
+    finished = executor->Run(step, cancel);
+  } catch (...) {
+    (void)side.End(false);
+    throw;
+  }
+  if (!side.End(finished)) throw DeviceLost("{}", hybrid->LostBecause());
+  return finished;
+}
+
+void Engine::Impl::LoseDevice(const std::string& because) {
+  for (size_t i = 0; i < in_use.size(); ++i) kv->Truncate(static_cast<int>(i), 0);
+  lost = true;
+  throw SequencesLost("the device was lost ({}): this request failed; the next one runs on the CPU alone", because);
+}
+
+void Engine::Impl::Reload() {
+  const GgufFile file = options.reopen ? options.reopen() : GgufFile::Open(path);
+  if (file.Identity() != identity)
+    throw Error(
+        "{}: the file has changed since it was loaded, and weights are missing that the device held; start anew", path);
+  executor.reset();
+  hybrid.reset();
+  options.device = {};
+  Load(file, Model::FromGguf(file));
+  if (!levels.empty()) executor->SetNeuronLevels(levels);
+  executor->SetAudit(audit_every);
+  lost = false;
+}
 
 void Engine::Step(const Batch& batch) {
   Impl& impl = *impl_;
+  if (impl.lost) impl.Reload();
   impl.CollectSpans(batch);
-  for (size_t i = 0; i < impl.spans.size(); ++i) {
-    SpanView& span = impl.spans[i];
-    impl.kv.Reserve(impl.span_sequence[i], span.n_rows);
-    for (int kind = 0; kind < kLayerKinds; ++kind) span.pages[kind] = impl.kv.Pages(impl.span_sequence[i], kind);
+  bool finished = false;
+  try {
+    finished = impl.RunHalves(impl.View());
+  } catch (const DeviceError& error) {
+    impl.LoseDevice(error.what());
   }
-  const bool prefill = std::find(impl.prompt.begin(), impl.prompt.end(), 1) != impl.prompt.end();
-  const bool finished = impl.executor.Run({impl.tokens, impl.positions, impl.prompt, impl.spans, impl.wanted,
-                                           prefill ? impl.n_threads_batch : impl.n_threads},
-                                          impl.cancel);
   for (size_t i = 0; i < impl.spans.size(); ++i) {
     const int sequence = impl.span_sequence[i];
     if (finished)
-      impl.kv.Commit(sequence, impl.spans[i].n_rows);
+      impl.kv->Commit(sequence, impl.spans[i].n_rows);
     else
-      impl.kv.Truncate(sequence, impl.kv.length(sequence));
+      impl.kv->Truncate(sequence, impl.kv->length(sequence));
   }
   if (!finished) {
     impl.cancel = false;
@@ -158,19 +231,22 @@ void Engine::Step(const Batch& batch) {
 
 std::span<const float> Engine::Logits(int i) const {
   CHECK(i >= 0 && i < static_cast<int>(impl_->wanted.size()));
-  return impl_->executor.Logits(i);
+  return impl_->executor->Logits(i);
 }
 
 void Engine::Cancel() { impl_->cancel = true; }
 void Engine::SetStepHook(std::function<void()> hook) { impl_->step_hook = std::move(hook); }
-void Engine::SetInputTap(InputTap tap) { impl_->executor.SetInputTap(std::move(tap)); }
-void Engine::SetNeuronLevels(std::span<const float> levels) { impl_->executor.SetNeuronLevels(levels); }
-void Engine::SetAudit(int64_t every) { impl_->executor.SetAudit(every); }
-FfnAudit Engine::TakeAudit() { return impl_->executor.TakeAudit(); }
-NeuronCount Engine::TakeNeuronCount() { return impl_->executor.TakeNeuronCount(); }
-int64_t Engine::weight_bytes() const { return impl_->executor.weight_bytes(); }
-int64_t Engine::kv_bytes_in_use() const { return impl_->kv.bytes_in_use(); }
-std::vector<std::pair<std::string, std::string>> Engine::Kernels() const { return impl_->executor.Kernels(); }
+void Engine::SetInputTap(InputTap tap) { impl_->executor->SetInputTap(std::move(tap)); }
+void Engine::SetNeuronLevels(std::span<const float> levels) {
+  impl_->levels.assign(levels.begin(), levels.end());
+  impl_->executor->SetNeuronLevels(levels);
+}
+void Engine::SetAudit(int64_t every) { impl_->executor->SetAudit(impl_->audit_every = every); }
+FfnAudit Engine::TakeAudit() { return impl_->executor->TakeAudit(); }
+NeuronCount Engine::TakeNeuronCount() { return impl_->executor->TakeNeuronCount(); }
+int64_t Engine::weight_bytes() const { return impl_->executor->weight_bytes(); }
+int64_t Engine::kv_bytes_in_use() const { return impl_->kv->bytes_in_use(); }
+std::vector<std::pair<std::string, std::string>> Engine::Kernels() const { return impl_->executor->Kernels(); }
 
 int64_t KvBytes(const ModelConfig& config, KvTypes types, int n_ctx) {
   return KvCache::BytesFor(config, types, n_ctx, kMaxBatchRows);

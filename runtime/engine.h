@@ -15,6 +15,7 @@
 #include "models/kv_layout.h"
 #include "models/model.h"
 #include "models/tokenizer.h"
+#include "runtime/hybrid.h"
 
 namespace thermocline {
 
@@ -43,6 +44,9 @@ struct EngineOptions {
   uint64_t page_seed = 0;
   LoadOptions load{};
   Tracer* tracer = nullptr;  // unless null, learns what every step does; must outlive the engine
+  DeviceOptions device{};
+  // The file again, should the device be lost with the weights it holds; empty: from its path.
+  std::function<GgufFile()> reopen{};
 };
 
 inline constexpr int kDefaultMaxContext = 8192;
@@ -51,10 +55,17 @@ inline constexpr int kMaxBatchRows = 512;
 // Thrown by Step after Cancel(); the sequences of the batch keep their length from before the step.
 struct Cancelled {};
 
+// Thrown by Step when the device is lost in it: all sequences are empty, and what follows runs on the CPU alone.
+class SequencesLost : public Error {
+ public:
+  using Error::Error;
+};
+
 class Engine {
  public:
-  // Packs the weights of `model` (which refers into `file`); afterwards neither is referred to. Throws Error when
-  // memory does not suffice, THERMOCLINE_ISA asks for what this CPU lacks, or the file was damaged under the map.
+  // Packs the weights of `model` (which refers into `file`); afterwards neither is referred to. A device that fails
+  // gets a smaller part, or none. Throws Error when memory does not suffice, THERMOCLINE_ISA asks for what this CPU
+  // lacks, or the file was damaged under the map.
   Engine(const GgufFile& file, const Model& model, const EngineOptions& options);
   ~Engine();
   Engine(const Engine&) = delete;
@@ -64,6 +75,8 @@ class Engine {
   int n_threads() const;  // as in EngineOptions, never 0
   int n_threads_batch() const;
   KvTypes kv_types() const;
+  // What the device computes; all of it with the CPU where there is none, or it is lost.
+  Placement placement() const;
 
   int NewSequence();  // throws Error past max_sequences
   void FreeSequence(int sequence);
@@ -73,7 +86,7 @@ class Engine {
   int Truncate(int sequence, int n);
 
   // Runs the forward pass over at most kMaxBatchRows rows. Throws Error when a sequence would exceed n_ctx (with both
-  // numbers) or pages run out, Cancelled after Cancel(); in both cases no sequence has changed.
+  // numbers) or pages run out, Cancelled after Cancel(); in both cases no sequence has changed. Throws SequencesLost.
   void Step(const Batch& batch);
   // (n_vocab) for the i-th row of the last batch that wanted logits; valid until the next Step.
   std::span<const float> Logits(int i) const;

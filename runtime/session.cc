@@ -45,6 +45,9 @@ bool Session::Feed(std::span<const TokenId> tokens, RowKind kind, bool logits) {
       decoder_.Feed(tokens, n_held(), kind, logits);
       held_.insert(held_.end(), tokens.begin(), tokens.end());
       return true;
+    } catch (const SequencesLost&) {
+      held_.clear();
+      throw;
     } catch (const Cancelled&) {
       // A Cancel that came too late for the answer before hits this one's first step: go round again.
     }

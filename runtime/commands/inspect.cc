@@ -112,7 +112,7 @@ std::string Architecture(const ModelConfig& c) {
   return out + "\n";
 }
 
-std::string Memory(const Model& model, KvTypes kv_types) {
+std::string DescribeMemory(const Model& model, KvTypes kv_types) {
   const auto weights = static_cast<double>(PackedWeightBytes(model));
   std::string out = fmt::format("\nMemory: weights and scratch {}, and for a context of\n", HumanBytes(weights));
   const int train = model.config.n_ctx_train;
@@ -144,7 +144,7 @@ int RunInspect(const Command& command, std::vector<std::string> args) {
   try {
     const Model model = Model::FromGguf(file);
     out += Architecture(model.config);
-    out += Memory(model, kv_types);
+    out += DescribeMemory(model, kv_types);
   } catch (const Error& error) {
     out += fmt::format("\nThis model cannot run here: {}\n", TerminalSafe(error.what()));
   }

@@ -1,0 +1,108 @@
+#include "runtime/device_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "models/check.h"
+
+namespace thermocline {
+namespace {
+
+bool SupportsWeightsOf(const Device& device, const Model& model, const Op& op) {
+  for (int i = 0; i < op.n_projections; ++i)
+    if (!device.Supports(model.weights[op.projections[i].weight].tensor->type)) return false;
+  return true;
+}
+
+// Placements in the order in which a device's memory is filled, by a step from 0 on, where nothing is on the device.
+class Filling {
+ public:
+  Filling(const Device& device, const Model& model, bool with_head)
+      : device_(device), model_(model), with_head_(with_head) {}
+
+  int64_t n_layer() const { return model_.config.n_layer; }
+  int64_t n_blocks() const { return (model_.config.n_ff + kHotBlock - 1) / kHotBlock; }  // per layer
+  int64_t last() const { return n_layer() + with_head_ + n_layer() * n_blocks(); }
+
+  Placement At(int64_t step) const {
+    Placement placement = AllOnCpu(model_.config);
+    for (int64_t i = 0; i < n_layer(); ++i) {
+      LayerPlacement& layer = placement.layers[i];
+      if (i < step) layer.attention = layer.kv = Memory::kDevice;
+      const int64_t blocks = std::max<int64_t>(0, step - n_layer() - with_head_);
+      const int64_t here = blocks / n_layer() + (i < blocks % n_layer());
+      layer.n_hot = std::min<int64_t>(here * kHotBlock, model_.config.n_ff);
+    }
+    if (with_head_ && step > n_layer()) placement.head = Memory::kDevice;
+    return Restrict(device_, model_, std::move(placement));
+  }
+
+ private:
+  const Device& device_;
+  const Model& model_;
+  const bool with_head_;
+};
+
+}  // namespace
+
+KvLayout LayoutOf(const Placement& placement, const ModelConfig& config, KvTypes kv_types) {
+  std::vector<bool> on_device;
+  for (const LayerPlacement& layer : placement.layers) on_device.push_back(layer.kv == Memory::kDevice);
+  return KvLayout(config, kv_types, on_device);
+}
+
+bool UsesDevice(const Placement& placement) {
+  return placement.head == Memory::kDevice ||
+         std::any_of(placement.layers.begin(), placement.layers.end(),
+                     [](const LayerPlacement& layer) { return layer.n_hot > 0 || layer.attention == Memory::kDevice; });
+}
+
+Placement Restrict(const Device& device, const Model& model, Placement placement) {
+  for (const Op& op : model.program.ops) {
+    if (op.kind != OpKind::kLinear || SupportsWeightsOf(device, model, op)) continue;
+    if (op.layer < 0)
+      placement.head = Memory::kCpu;
+    else if (op.in == Slot::kGate || op.projections[0].out == Slot::kGate)
+      placement.layers[op.layer].n_hot = 0;
+    else
+      placement.layers[op.layer].attention = placement.layers[op.layer].kv = Memory::kCpu;
+  }
+  return placement;
+}
+
+Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types, const StepLimits& limits,
+                     int64_t budget_bytes) {
+  const auto fits = [&](const Placement& placement) {
+    const SplitModel split = Split(model, placement);
+    const KvLayout layout = LayoutOf(placement, model.config, kv_types);
+    return DeviceSide::BytesFor(device, split, layout, limits).total() <= budget_bytes;
+  };
+  const Filling filling_head(device, model, true);
+  const Filling filling(device, model, fits(filling_head.At(filling_head.n_layer() + 1)));
+  int64_t good = 0, bad = filling.last() + 1;
+  while (bad - good > 1) {
+    const int64_t middle = (good + bad) / 2;
+    (fits(filling.At(middle)) ? good : bad) = middle;
+  }
+  return filling.At(good);
+}
+
+std::string DescribePlan(const Device& device, const Placement& placement, const ModelConfig& config,
+                         const DeviceBytes& bytes) {
+  int64_t attention = 0, least = config.n_ff, most = 0;
+  for (const LayerPlacement& layer : placement.layers) {
+    attention += layer.attention == Memory::kDevice;
+    least = std::min(least, layer.n_hot);
+    most = std::max(most, layer.n_hot);
+  }
+  std::string text = fmt::format("{}: attention of {} of {} layers, ", device.name(), attention, config.n_layer);
+  text += least == most ? fmt::format("{}", most) : fmt::format("{} to {}", least, most);
+  text += fmt::format(" of {} neurons a layer{}; ", config.n_ff, placement.head == Memory::kDevice ? ", the head" : "");
+  const auto mb = [](int64_t n) { return static_cast<double>(n) / (1 << 20); };
+  text += fmt::format("{:.1f} MB of weights, {:.1f} MB of keys and values, {:.1f} MB for a step, {:.1f} MB left",
+                      mb(bytes.weights), mb(bytes.kv), mb(bytes.rows), mb(device.free_bytes() - bytes.total()));
+  return text;
+}
+
+}  // namespace thermocline

@@ -1,0 +1,165 @@
+#include "runtime/device_program.h"
+
+#include <algorithm>
+
+#include "models/check.h"
+
+namespace thermocline {
+namespace {
+
+class Lowering {
+ public:
+  Lowering(const Model& half, const KvLayout& layout, const DeviceMap& map)
+      : half_(half), config_(half.config), layout_(layout), map_(map) {}
+
+  std::vector<DeviceOp> Run() {
+    for (const DeviceMap::Rope& rope : map_.ropes) {
+      DeviceOp& table = Emit(DeviceOpKind::kRopeTable, *rope.op);
+      table.out = rope.table;
+      table.vector = rope.frequencies;
+    }
+    for (const Op& op : half_.program.ops) Lower(op);
+    return std::move(ops_);
+  }
+
+ private:
+  DeviceOp& Emit(DeviceOpKind kind, const Op& op) {
+    DeviceOp& out = ops_.emplace_back();
+    out.kind = kind;
+    out.layer = op.layer;
+    out.wanted_rows = op.wanted_rows;
+    out.accumulate = op.accumulate;
+    return out;
+  }
+  DeviceRows Rows(Slot slot) const { return map_.slots[static_cast<size_t>(slot)]; }
+  DeviceRows Columns(Slot slot, int64_t first, int64_t width) const {
+    const DeviceRows rows = Rows(slot);
+    return {rows.data + first * sizeof(float), rows.stride, static_cast<int>(width)};
+  }
+  DeviceAddress Vector(WeightId id) const { return id >= 0 ? map_.vectors[id] : 0; }
+
+  void Lower(const Op& op) {
+    switch (op.kind) {
+      case OpKind::kEmbed: CHECK(!"the embedding is gathered by the CPU"); break;
+      case OpKind::kNorm: {
+        DeviceOp& norm = Emit(DeviceOpKind::kNorm, op);
+        norm.in = Rows(op.in);
+        norm.out = Rows(op.out);
+        norm.vector = Vector(op.weight);
+        norm.bias = Vector(op.bias);
+        norm.eps = config_.norm_eps;
+        break;
+      }
+      case OpKind::kLinear: Linear(op); break;
+      case OpKind::kHeadNorm: {
+        DeviceOp& norm = Emit(DeviceOpKind::kHeadNorm, op);
+        norm.out = Rows(op.out);
+        norm.vector = Vector(op.weight);
+        norm.eps = config_.norm_eps;
+        norm.head_dim = config_.head_dim;
+        break;
+      }
+      case OpKind::kRope: {
+        DeviceOp& rope = Emit(DeviceOpKind::kRope, op);
+        rope.out = Rows(op.out);
+        rope.rope = op.rope;
+        rope.head_dim = config_.head_dim;
+        for (const DeviceMap::Rope& known : map_.ropes)
+          if (SameFrequencies(*known.op, op)) rope.in = known.table;
+        break;
+      }
+      case OpKind::kAttention: Attention(op); break;
+      case OpKind::kGatedAct:
+      case OpKind::kAct: {
+        DeviceOp& act = Emit(op.kind == OpKind::kAct ? DeviceOpKind::kAct : DeviceOpKind::kGatedAct, op);
+        act.in = Columns(op.in, op.begin, op.end - op.begin);
+        act.out = Columns(op.out, op.begin, op.end - op.begin);
+        if (op.kind == OpKind::kGatedAct) act.in2 = Columns(Slot::kUp, op.begin, op.end - op.begin);
+        act.activation = op.activation;
+        break;
+      }
+      case OpKind::kAdd: {
+        DeviceOp& add = Emit(DeviceOpKind::kAdd, op);
+        add.in = Rows(op.in);
+        add.out = Rows(op.out);
+        break;
+      }
+      case OpKind::kReceive: {
+        DeviceOp& receive = Emit(DeviceOpKind::kReceive, op);
+        receive.out = Rows(op.out);
+        receive.flag = op.channel;
+        receive.host = map_.channels[op.channel];
+        break;
+      }
+      case OpKind::kSend: {
+        // Logits go to the host as they are made.
+        DeviceOp& send = op.in == Slot::kLogits ? ops_.back() : Emit(DeviceOpKind::kSend, op);
+        if (op.in == Slot::kLogits)
+          CHECK(send.kind == DeviceOpKind::kLogits);
+        else
+          send.in = Rows(op.in);
+        send.flag = op.channel;
+        send.host = map_.channels[op.channel];
+        break;
+      }
+    }
+  }
+
+  void Linear(const Op& op) {
+    DeviceOp& linear = Emit(op.projections[0].out == Slot::kLogits ? DeviceOpKind::kLogits : DeviceOpKind::kLinear, op);
+    linear.in = op.in == Slot::kGate ? Columns(op.in, 0, op.end) : Rows(op.in);
+    linear.bears_8_bits = op.bears_8_bits() && !op.wanted_rows;
+    linear.n_projections = op.n_projections;
+    for (int i = 0; i < op.n_projections; ++i) {
+      const Projection& from = op.projections[i];
+      const Weight& weight = half_.weights[from.weight];
+      linear.projections[i] = {map_.matrices[from.weight], Vector(from.bias), {}};
+      if (from.out != Slot::kLogits) linear.projections[i].out = Columns(from.out, weight.first_row, weight.n);
+    }
+  }
+
+  void Attention(const Op& op) {
+    const auto emit = [&](DeviceOpKind kind) -> DeviceOp& {
+      DeviceOp& out = Emit(kind, op);
+      out.head_dim = config_.head_dim;
+      out.n_head = config_.n_head;
+      out.n_head_kv = config_.n_head_kv;
+      out.window = op.window;
+      out.scale = op.scale;
+      out.kv_types = layout_.types;
+      out.kv_kind = layout_.layers[op.layer].kind;
+      out.kv_offset_bytes = layout_.layers[op.layer].offset_bytes;
+      return out;
+    };
+    DeviceOp& store = emit(DeviceOpKind::kStoreKv);
+    store.in = Rows(Slot::kKey);
+    store.in2 = Rows(Slot::kValue);
+    DeviceOp& attention = emit(DeviceOpKind::kAttention);
+    attention.in = Rows(op.in);
+    attention.out = Rows(op.out);
+  }
+
+  const Model& half_;
+  const ModelConfig& config_;
+  const KvLayout& layout_;
+  const DeviceMap& map_;
+  std::vector<DeviceOp> ops_;
+};
+
+}  // namespace
+
+std::vector<const Op*> DistinctRopes(const Program& program) {
+  std::vector<const Op*> ropes;
+  for (const Op& op : program.ops) {
+    if (op.kind != OpKind::kRope) continue;
+    if (std::none_of(ropes.begin(), ropes.end(), [&](const Op* known) { return SameFrequencies(*known, op); }))
+      ropes.push_back(&op);
+  }
+  return ropes;
+}
+
+std::vector<DeviceOp> MakeDeviceProgram(const Model& half, const KvLayout& layout, const DeviceMap& map) {
+  return Lowering(half, layout, map).Run();
+}
+
+}  // namespace thermocline

@@ -1,0 +1,200 @@
+#include "runtime/device_side.h"
+
+#include <algorithm>
+
+#include "models/check.h"
+#include "runtime/kv_cache.h"
+
+namespace thermocline {
+namespace {
+
+constexpr int64_t kAlignment = 256;
+constexpr int64_t kLineFloats = 16;
+// Panels are packed and brought so many bytes at a time, by all threads.
+constexpr int64_t kUploadBytes = int64_t{8} << 20;
+
+// Hands out places one behind the other.
+class Places {
+ public:
+  explicit Places(DeviceAddress base) : base_(base) {}
+  DeviceAddress Next(int64_t bytes) {
+    const DeviceAddress at = base_ + bytes_;
+    bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return at;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  DeviceAddress base_;
+  int64_t bytes_ = 0;
+};
+
+int64_t RoundUp(int64_t n) { return (n + kLineFloats - 1) / kLineFloats * kLineFloats; }
+int Width(const Program& program, Slot slot) { return program.width[static_cast<size_t>(slot)]; }
+
+void PlaceWeights(const Device& device, const Model& half, Places& places, DeviceMap& map) {
+  map.matrices.assign(half.weights.size(), {});
+  map.vectors.assign(half.weights.size(), 0);
+  for (size_t id = 0; id < half.weights.size(); ++id) {
+    const Weight& weight = half.weights[id];
+    if (weight.n == 0) continue;
+    if (weight.matrix)
+      map.matrices[id] = {weight.tensor->type, weight.n, weight.k,
+                          places.Next(device.MatrixBytes(weight.tensor->type, weight.n, weight.k))};
+    else
+      map.vectors[id] = places.Next(weight.n * static_cast<int64_t>(sizeof(float)));
+  }
+  map.ropes.clear();
+  for (const Op* op : DistinctRopes(half.program))
+    map.ropes.push_back({op, places.Next(half.config.rope_dims / 2 * static_cast<int64_t>(sizeof(double))), {}});
+}
+
+void PlaceRows(const Model& half, int max_rows, Places& places, DeviceMap& map) {
+  std::array<bool, static_cast<size_t>(Slot::kCount)> used{};
+  for (const Op& op : half.program.ops) {
+    const auto use = [&](Slot slot) {
+      if (slot != Slot::kCount) used[static_cast<size_t>(slot)] = true;
+    };
+    use(op.in);
+    use(op.out);
+    for (int i = 0; i < op.n_projections; ++i) use(op.projections[i].out);
+  }
+  used[static_cast<size_t>(Slot::kLogits)] = false;
+  const auto place = [&](int width) {
+    const int64_t stride = RoundUp(width);
+    return DeviceRows{places.Next(stride * max_rows * static_cast<int64_t>(sizeof(float))), stride, width};
+  };
+  for (size_t i = 0; i < used.size(); ++i)
+    if (used[i]) map.slots[i] = place(half.program.width[i]);
+  for (DeviceMap::Rope& rope : map.ropes) rope.table = place(half.config.rope_dims);
+}
+
+int64_t KvBytes(const ModelConfig& config, const KvLayout& layout, int kind, const StepLimits& limits) {
+  return KvCache::BytesFor(config, layout, kind, limits.n_ctx, limits.max_rows) * limits.max_sequences;
+}
+
+}  // namespace
+
+DeviceBytes DeviceSide::BytesFor(const Device& device, const SplitModel& split, const KvLayout& layout,
+                                 const StepLimits& limits) {
+  DeviceMap map;
+  Places weights(0), rows(0);
+  PlaceWeights(device, split.device, weights, map);
+  PlaceRows(split.device, limits.max_rows, rows, map);
+  DeviceBytes bytes{weights.bytes(), rows.bytes(), 0};
+  for (int kind = 0; kind < kLayerKinds; ++kind)
+    if (IsOnDevice(kind)) bytes.kv += KvBytes(split.device.config, layout, kind, limits);
+  return bytes;
+}
+
+DeviceSide::DeviceSide(Device& device, const SplitModel& split, const KvLayout& layout, const StepLimits& limits)
+    : device_(device), split_(split), layout_(layout) {
+  const Model& half = split.device;
+  const DeviceBytes bytes = BytesFor(device, split, layout, limits);
+  for (int kind = 0; kind < kLayerKinds; ++kind)
+    if (IsOnDevice(kind)) kv_[kind] = device.Allocate(KvBytes(half.config, layout, kind, limits), "keys and values");
+  rows_ = device.Allocate(bytes.rows, "one step");
+  weights_ = device.Allocate(bytes.weights, "the weights");
+  Places weights(weights_.address()), rows(rows_.address());
+  PlaceWeights(device, half, weights, map_);
+  PlaceRows(half, limits.max_rows, rows, map_);
+
+  int64_t stride = 0;
+  for (const Channel& channel : split.channels)
+    if (channel.slot != Slot::kLogits) stride = std::max(stride, RoundUp(Width(half.program, channel.slot)));
+  const int64_t buffer_floats = stride * limits.max_rows;
+  staging_ = device.AllocateStaging(split.n_buffers * buffer_floats * static_cast<int64_t>(sizeof(float)), "one step");
+  for (const Channel& channel : split.channels) {
+    if (channel.slot == Slot::kLogits) {
+      logits_ = Buffer(RoundUp(half.config.n_vocab) * limits.max_rows * static_cast<int64_t>(sizeof(float)), "logits");
+      map_.channels.push_back({logits_.as<float>(), RoundUp(half.config.n_vocab)});
+    } else {
+      map_.channels.push_back({staging_.as<float>() + channel.buffer * buffer_floats, stride});
+    }
+  }
+  const int max_pages = (limits.n_ctx + kPageTokens - 1) / kPageTokens;
+  device.SetProgram(MakeDeviceProgram(half, layout_, map_), {.max_rows = limits.max_rows,
+                                                             .max_spans = limits.max_sequences,
+                                                             .max_pages = max_pages,
+                                                             .n_flags = static_cast<int>(split.channels.size())});
+  spans_.reserve(limits.max_sequences);
+  pages_.reserve(int64_t{limits.max_sequences} * kLayerKinds * max_pages);
+}
+
+void DeviceSide::Load(const GgufFile& file, Team& team, Isa isa, const std::function<void(int64_t, int64_t)>& on_load) {
+  const Model& half = split_.device;
+  int64_t done = 0;
+  const auto progress = [&](int64_t bytes) {
+    done += bytes;
+    if (on_load) on_load(done, weights_.bytes());
+  };
+  std::vector<std::vector<float>> vectors(half.weights.size());
+  for (size_t id = 0; id < half.weights.size(); ++id) {
+    const Weight& weight = half.weights[id];
+    if (weight.n == 0) continue;
+    if (weight.matrix) {
+      Upload(weight, map_.matrices[id], team, isa, progress);
+      continue;
+    }
+    vectors[id].resize(weight.n);
+    Dequantize(weight.tensor->type, weight.data(), weight.n, vectors[id].data());
+    device_.Upload(map_.vectors[id],
+                   {reinterpret_cast<const uint8_t*>(vectors[id].data()), vectors[id].size() * sizeof(float)});
+  }
+  for (const DeviceMap::Rope& rope : map_.ropes) {
+    const float* factors = rope.op->rope_factors >= 0 ? vectors[rope.op->rope_factors].data() : nullptr;
+    const std::vector<double> frequencies = RopeFrequencies(half.config, *rope.op, factors);
+    device_.Upload(rope.frequencies,
+                   {reinterpret_cast<const uint8_t*>(frequencies.data()), frequencies.size() * sizeof(double)});
+  }
+  file.CheckIntact();
+}
+
+void DeviceSide::Upload(const Weight& weight, const DeviceMatrix& to, Team& team, Isa isa,
+                        const std::function<void(int64_t)>& progress) {
+  const int64_t n_panels = (to.n + kPanelRows - 1) / kPanelRows, bytes = PackedBytes(to.type, to.n, to.k);
+  const int64_t panel_bytes = PackedBytes(to.type, kPanelRows, to.k);
+  const int64_t together = std::max<int64_t>(1, kUploadBytes / panel_bytes);
+  const Buffer panels(std::min(together, n_panels) * panel_bytes, "the weights");
+  const FileRows rows{weight.data(), weight.row_bytes()};
+  for (int64_t begin = 0; begin < n_panels; begin += together) {
+    const int64_t end = std::min(begin + together, n_panels);
+    team.Run([&](Team::Member& member) {
+      member.For(end - begin, 1, [&](int64_t i, int64_t) {
+        PackPanelRun(to.type, rows, to.n, to.k, begin + i, begin + i + 1, isa, panels.data() + i * panel_bytes);
+      });
+    });
+    device_.UploadPanels(to, begin, end, panels.data());
+    progress(std::min(end * panel_bytes, bytes) - begin * panel_bytes);
+  }
+}
+
+std::array<uint64_t, kLayerKinds> DeviceSide::kv_memory() const {
+  std::array<uint64_t, kLayerKinds> memory{};
+  for (int kind = 0; kind < kLayerKinds; ++kind) memory[kind] = kv_[kind].address();
+  return memory;
+}
+
+void DeviceSide::Begin(const StepView& step) {
+  spans_.clear();
+  pages_.clear();
+  for (const SpanView& span : step.spans) {
+    DeviceSpan& out = spans_.emplace_back(DeviceSpan{span.first_row, span.n_rows, span.first_position, {}});
+    const int n_pages = (span.first_position + span.n_rows - 1) / kPageTokens + 1;
+    for (int kind = 0; kind < kLayerKinds; ++kind) {
+      if (!kv_[kind].address()) continue;
+      out.pages[kind] = pages_.data() + pages_.size();  // never moves: reserved
+      for (int i = 0; i < n_pages; ++i) pages_.push_back(reinterpret_cast<DeviceAddress>(span.pages[kind][i]));
+    }
+  }
+  device_.Begin({step.positions, step.prompt, step.wanted, spans_});
+}
+
+bool DeviceSide::End(bool finished) {
+  if (!finished) device_.Abandon();
+  return device_.Finish();
+}
+
+SlotRows DeviceSide::Rows(int channel) { return {map_.channels[channel].data, map_.channels[channel].stride}; }
+
+}  // namespace thermocline

@@ -1,0 +1,71 @@
+// The device's half of a split model while it runs: its weights, rows and KV pages in the device's memory, and the
+// page-locked rows where it meets the CPU.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <vector>
+
+#include "cpu/executor.h"
+#include "cpu/peer.h"
+#include "cpu/team.h"
+#include "gpu/device.h"
+#include "models/gguf.h"
+#include "runtime/device_program.h"
+#include "runtime/split.h"
+
+namespace thermocline {
+
+// Of all steps that will come.
+struct StepLimits {
+  int n_ctx, max_sequences, max_rows;
+};
+
+// Bytes of a device's memory.
+struct DeviceBytes {
+  int64_t weights = 0;
+  int64_t rows = 0;  // what flows between ops in a step
+  int64_t kv = 0;
+  int64_t total() const { return weights + rows + kv; }
+};
+
+class DeviceSide final : public Peer {
+ public:
+  // Takes all memory and hands the device its program. `split` must outlive it. Throws DeviceError.
+  DeviceSide(Device& device, const SplitModel& split, const KvLayout& layout, const StepLimits& limits);
+  // Brings the weights; after that `file` is no longer referred to. on_load: bytes done and in all. Throws DeviceError.
+  void Load(const GgufFile& file, Team& team, Isa isa, const std::function<void(int64_t, int64_t)>& on_load);
+
+  static DeviceBytes BytesFor(const Device& device, const SplitModel& split, const KvLayout& layout,
+                              const StepLimits& limits);
+
+  // Where the pages of each kind of layers stand; 0: none on the device.
+  std::array<uint64_t, kLayerKinds> kv_memory() const;
+  // Starts the device's half of a step. Throws DeviceError.
+  void Begin(const StepView& step);
+  // After the CPU's half, which `finished` or gave up. False when the device is lost.
+  [[nodiscard]] bool End(bool finished);
+
+  SlotRows Rows(int channel) override;
+  void Raise(int channel) override { device_.Raise(channel); }
+  bool Await(int channel) override { return device_.Await(channel); }
+
+ private:
+  void Upload(const Weight& weight, const DeviceMatrix& to, Team& team, Isa isa,
+              const std::function<void(int64_t)>& progress);
+
+  Device& device_;
+  const SplitModel& split_;
+  const KvLayout layout_;
+  DeviceMap map_;
+  DeviceBuffer weights_, rows_;
+  std::array<DeviceBuffer, kLayerKinds> kv_;
+  StagingBuffer staging_;
+  Buffer logits_;  // (max_rows, n_vocab), of which only what is wanted is ever touched
+
+  // The step at hand.
+  std::vector<DeviceSpan> spans_;
+  std::vector<DeviceAddress> pages_;
+};
+
+}  // namespace thermocline

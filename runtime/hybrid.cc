@@ -1,0 +1,56 @@
+#include "runtime/hybrid.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "models/error.h"
+
+namespace thermocline {
+namespace {
+
+// After an allocation failed, so much of what was asked for is asked for next.
+constexpr double kSmallerPlan = 7.0 / 8;
+
+}  // namespace
+
+Hybrid::Hybrid(std::shared_ptr<Device> device, const Model& model, Placement placement, KvTypes kv_types)
+    : device_(std::move(device)),
+      placement_(std::move(placement)),
+      split_(Split(model, placement_)),
+      layout_(LayoutOf(placement_, model.config, kv_types)) {}
+
+std::unique_ptr<Hybrid> Hybrid::Load(const GgufFile& file, const Model& model, Team& team, Isa isa,
+                                     const DeviceOptions& options, KvTypes kv_types, const StepLimits& limits,
+                                     const std::function<void(int64_t, int64_t)>& on_load) {
+  if (!options.device) return nullptr;
+  Device& device = *options.device;
+  const auto note = [&](const std::string& text) {
+    if (options.on_note) options.on_note(text);
+  };
+  int64_t budget = device.free_bytes();
+  Placement placement = options.placement ? Restrict(device, model, *options.placement)
+                                          : FillDevice(device, model, kv_types, limits, budget);
+  try {
+    for (; UsesDevice(placement); placement = FillDevice(device, model, kv_types, limits, budget)) {
+      std::unique_ptr<Hybrid> hybrid(new Hybrid(options.device, model, std::move(placement), kv_types));
+      const DeviceBytes bytes = DeviceSide::BytesFor(device, hybrid->split_, hybrid->layout_, limits);
+      try {
+        note(DescribePlan(device, hybrid->placement_, model.config, bytes));
+        hybrid->side_ = std::make_unique<DeviceSide>(device, hybrid->split_, hybrid->layout_, limits);
+        hybrid->side_->Load(file, team, isa, on_load);
+        return hybrid;
+      } catch (const DeviceOutOfMemory& error) {
+        note(fmt::format("{}; it gets less", error.what()));
+        budget = static_cast<int64_t>(kSmallerPlan * static_cast<double>(std::min(budget, bytes.total())));
+      }
+    }
+    note(fmt::format("{}: {:.1f} MB hold no part of this model; the CPU computes everything", device.name(),
+                     static_cast<double>(device.free_bytes()) / (1 << 20)));
+  } catch (const DeviceError& error) {
+    note(fmt::format("{}; the CPU computes everything", error.what()));
+  }
+  return nullptr;
+}
+
+}  // namespace thermocline

@@ -1,0 +1,317 @@
+// Models split between the CPU and an emulated device against the CPU alone.
+#include "runtime/hybrid.h"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <random>
+
+#include "cpu/isa.h"
+#include "cpu/topology.h"
+#include "gpu/emulated_device.h"
+#include "runtime/emulated_ops.h"
+#include "runtime/engine.h"
+#include "tests/models/tiny_model.h"
+
+namespace thermocline {
+namespace {
+
+using Logits = std::vector<std::vector<float>>;
+
+constexpr int kContext = 192;
+// Where values are rounded to 8 bits on the way, in prompt rows and in Q8_0 keys and values, a difference of the last
+// bit now and then becomes one of a rounding step, as between any two ways to add up; in float weights and F16 it does
+// not.
+constexpr double kRounded = 2e-2, kExact = 1e-3;
+
+struct Loaded {
+  GgufWriter writer;
+  GgufFile file;
+  Model model;
+  FfnMode ffn;
+  KvTypes kv_types;
+
+  explicit Loaded(const TinyOptions& options, FfnMode ffn = FfnMode::kDense, KvTypes kv_types = {})
+      : writer(TinyModel(options)), file(writer.Open()), model(Model::FromGguf(file)), ffn(ffn), kv_types(kv_types) {}
+
+  std::unique_ptr<Engine> Start(DeviceOptions device = {}, int n_threads = 1) const {
+    EngineOptions options{.n_ctx = kContext, .n_threads = n_threads, .max_sequences = 2, .kv_types = kv_types};
+    options.load.ffn = ffn;
+    options.device = std::move(device);
+    options.reopen = [this] { return writer.Open(); };
+    return std::make_unique<Engine>(file, model, options);
+  }
+};
+
+std::shared_ptr<EmulatedDevice> Emulate(int64_t budget_bytes = int64_t{1} << 30, InjectedFailures failures = {}) {
+  return std::make_shared<EmulatedDevice>(EmulatedDeviceOptions{.budget_bytes = budget_bytes, .failures = failures},
+                                          MakeEmulatedOps());
+}
+
+// n_ff >= 512; types whose blocks do and do not end where a plan may cut.
+std::vector<TinyOptions> Models() {
+  return {
+      {.type = DType::kQ4_0, .n_ff = 512},
+      {.type = DType::kQ8_0, .n_ff = 544, .biases = true, .tied = false, .seed = 2},
+      {.type = DType::kQ4_K, .n_embd = 256, .n_ff = 768, .seed = 3},
+      {.type = DType::kF16, .n_ff = 576, .n_head_kv = 4, .seed = 4},
+      {.arch = "gemma3", .type = DType::kQ4_1, .n_layer = 7, .n_ff = 512, .seed = 5},
+      {.arch = "gemma3", .type = DType::kQ6_K, .n_embd = 256, .n_ff = 1024, .window = 70, .seed = 6},
+      {.arch = "opt", .type = DType::kQ4_0, .n_ff = 640, .n_head_kv = 4, .biases = true, .seed = 7},
+      {.arch = "opt", .type = DType::kQ5_1, .n_ff = 576, .n_head_kv = 4, .biases = true, .tied = false, .seed = 8},
+  };
+}
+// Of which generated rows read only the neurons that are on.
+TinyOptions SparseModel() {
+  return {.type = DType::kQ4_0, .n_embd = 160, .n_ff = 608, .activation = "relu", .seed = 9};
+}
+
+TokenId TokenAt(int sequence, int position) { return (position * 37 + sequence * 11 + 5) % 280; }
+
+// What both sequences answer: prompts of a page and more, in pieces of rows of that kind, then generated tokens side by
+// side. All logits.
+Logits Play(Engine& engine, RowKind kind) {
+  constexpr int kPrompt[2] = {70, 9}, kPiece = 40, kGenerated = 4;
+  Logits logits;
+  const auto step = [&](const Batch& batch) {
+    engine.Step(batch);
+    for (size_t i = 0; i < batch.size(); ++i)
+      logits.emplace_back(engine.Logits(static_cast<int>(i)).begin(), engine.Logits(static_cast<int>(i)).end());
+  };
+  const int sequences[2] = {engine.NewSequence(), engine.NewSequence()};
+  for (int s = 0; s < 2; ++s)
+    for (int at = 0; at < kPrompt[s];) {
+      Batch batch;
+      for (int i = 0; i < kPiece && at < kPrompt[s]; ++i, ++at)
+        batch.push_back({TokenAt(s, at), sequences[s], at, kind, true});
+      step(batch);
+    }
+  for (int i = 0; i < kGenerated; ++i) {
+    Batch batch;
+    for (int s = 0; s < 2; ++s) {
+      const int at = kPrompt[s] + i;
+      batch.push_back({TokenAt(s, at), sequences[s], at, RowKind::kGenerated, true});
+    }
+    step(batch);
+  }
+  for (const int sequence : sequences) engine.FreeSequence(sequence);
+  return logits;
+}
+
+struct Difference {
+  double worst = 0;                                       // max |d| over max |logit| of a position
+  int positions = 0, other_choices = 0, far_choices = 0;  // another token chosen; though the best two were far apart
+};
+
+// far: a difference between two logits over the largest.
+Difference Compare(const Logits& expected, const Logits& logits, double far) {
+  Difference difference;
+  REQUIRE(expected.size() == logits.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    double largest = 0, worst = 0;
+    for (size_t j = 0; j < expected[i].size(); ++j) {
+      largest = std::max(largest, std::abs(double{expected[i][j]}));
+      const double d = std::abs(double{expected[i][j]} - logits[i][j]);
+      worst = std::isnan(d) ? INFINITY : std::max(worst, d);
+    }
+    difference.worst = std::max(difference.worst, worst / largest);
+    ++difference.positions;
+    const auto best = std::ranges::max_element(expected[i]) - expected[i].begin();
+    const auto choice = std::ranges::max_element(logits[i]) - logits[i].begin();
+    if (best == choice) continue;
+    ++difference.other_choices;
+    difference.far_choices += expected[i][best] - expected[i][choice] > far * largest;
+  }
+  return difference;
+}
+
+// Any legal placement, or what fills some budget.
+DeviceOptions RandomPlan(const Loaded& loaded, std::mt19937& random) {
+  const ModelConfig& config = loaded.model.config;
+  if (random() % 4 == 0) {
+    const int64_t all = int64_t{24} << 20;  // more than any of the models needs
+    return {.device = Emulate(all * (random() % 100) / 100), .placement = {}};
+  }
+  Placement placement = AllOnCpu(config);
+  const auto memory = [&] { return random() % 2 ? Memory::kDevice : Memory::kCpu; };
+  placement.head = memory();
+  for (LayerPlacement& layer : placement.layers) {
+    layer.attention = memory();
+    if (layer.attention == Memory::kDevice) layer.kv = memory();
+    const int64_t blocks = (config.n_ff + kHotBlock - 1) / kHotBlock;
+    layer.n_hot = std::min<int64_t>(config.n_ff, random() % (blocks + 1) * kHotBlock);
+  }
+  return {.device = Emulate(), .placement = placement};
+}
+
+// n is counted from 1 until so many of them never come.
+template <typename Try>
+int64_t FailEach(const Try& attempt) {
+  int64_t n = 1;
+  while (attempt(n)) ++n;
+  return n - 1;
+}
+
+}  // namespace
+
+TEST_CASE("hybrid: random plans give what the CPU gives alone") {
+  const int n_plans = ChooseIsa() == Isa::kScalar ? 9 : 200;
+  std::mt19937 random(1);
+  std::vector<Loaded> models;
+  for (const TinyOptions& options : Models()) models.emplace_back(options);
+  models.emplace_back(SparseModel(), FfnMode::kExact);
+  std::vector<Logits> expected;
+  for (const Loaded& loaded : models) expected.push_back(Play(*loaded.Start(), RowKind::kGenerated));
+  Difference all;
+  int on_device = 0;
+  for (int i = 0; i < n_plans; ++i) {
+    const size_t which = i % models.size();
+    CAPTURE(i);
+    CAPTURE(which);
+    const auto engine = models[which].Start(RandomPlan(models[which], random), 1 + i % 2);
+    on_device += UsesDevice(engine->placement());
+    const Difference difference = Compare(expected[which], Play(*engine, RowKind::kGenerated), kExact);
+    CHECK(difference.worst <= kExact);
+    CHECK(difference.far_choices == 0);
+    all.worst = std::max(all.worst, difference.worst);
+    all.positions += difference.positions;
+    all.other_choices += difference.other_choices;
+  }
+  MESSAGE(n_plans, " plans, ", on_device, " with a part on the device: largest difference ", all.worst, ", ",
+          all.other_choices, " of ", all.positions, " choices differ");
+  CHECK(on_device > n_plans / 2);
+  CHECK(all.worst > 0);
+  CHECK(all.other_choices <= all.positions / 100);
+}
+
+TEST_CASE("hybrid: prompt rows and rounded keys and values, within the rounding") {
+  const int n_plans = ChooseIsa() == Isa::kScalar ? 1 : 10;
+  std::mt19937 random(2);
+  std::vector<TinyOptions> models = Models();
+  models.push_back(SparseModel());
+  for (size_t which = 0; which < models.size(); ++which) {
+    const bool rounded_kv = which % 2 == 1;
+    const Loaded loaded(models[which], models[which].activation == "relu" ? FfnMode::kExact : FfnMode::kDense,
+                        rounded_kv ? KvTypes{DType::kQ8_0, DType::kQ8_0} : KvTypes{});
+    const double bound = rounded_kv || models[which].type != DType::kF16 ? kRounded : kExact;
+    const Logits expected = Play(*loaded.Start(), RowKind::kPrompt);
+    for (int i = 0; i < n_plans; ++i) {
+      CAPTURE(which);
+      CAPTURE(i);
+      const auto engine = loaded.Start(RandomPlan(loaded, random), 1 + i % 2);
+      const Difference difference = Compare(expected, Play(*engine, RowKind::kPrompt), bound);
+      CHECK(difference.worst <= bound);
+      CHECK(difference.far_choices == 0);
+    }
+  }
+}
+
+TEST_CASE("hybrid: the Nth allocation and upload of a load fails, for every N") {
+  const Loaded loaded({.type = DType::kQ4_0, .n_ff = 512});
+  const Logits expected = Play(*loaded.Start(), RowKind::kGenerated);
+  const auto check = [&](InjectedFailures failures, bool keeps_device) {
+    const std::shared_ptr<EmulatedDevice> device = Emulate(int64_t{1} << 30, failures);
+    std::vector<std::string> notes;
+    {
+      const auto engine = loaded.Start({device, {}, [&](const std::string& text) { notes.push_back(text); }});
+      const bool due =
+          failures.allocation <= device->counts().allocations && failures.upload <= device->counts().uploads;
+      if (!due) return false;
+      CHECK(notes.size() == (keeps_device ? 3 : 2));  // the plan, what failed, the next plan
+      CHECK(UsesDevice(engine->placement()) == keeps_device);
+      CHECK(Compare(expected, Play(*engine, RowKind::kGenerated), kExact).worst <= kExact);
+    }
+    CHECK(device->counts().bytes_in_use == 0);
+    CHECK(device->counts().staging_bytes_in_use == 0);
+    return true;
+  };
+  CHECK(FailEach([&](int64_t n) { return check({.allocation = n}, true); }) >= 4);
+  CHECK(FailEach([&](int64_t n) { return check({.upload = n}, false); }) >= 20);
+}
+
+TEST_CASE("hybrid: the Nth op and upload of a step fails, for every N; what follows is right") {
+  const Loaded loaded({.type = DType::kQ4_0, .n_ff = 512});
+  const Logits expected = Play(*loaded.Start(), RowKind::kGenerated);
+  Placement placement = AllOnCpu(loaded.model.config);
+  placement.layers[0] = {.n_hot = 256, .attention = Memory::kDevice, .kv = Memory::kDevice};
+  placement.layers[1] = {.n_hot = 128};
+  placement.head = Memory::kDevice;
+  const auto check = [&](InjectedFailures failures) {
+    const std::shared_ptr<EmulatedDevice> device = Emulate();
+    {
+      const auto engine = loaded.Start({device, placement});
+      REQUIRE(UsesDevice(engine->placement()));
+      const int sequence = engine->NewSequence();
+      engine->Step({{TokenAt(0, 0), sequence, 0, RowKind::kPrompt, true}});
+      device->Inject(failures);
+      try {
+        engine->Step({{TokenAt(0, 1), sequence, 1, RowKind::kGenerated, true}});
+        return false;
+      } catch (const SequencesLost& error) {
+        CHECK(std::string(error.what()).find("told to fail") != std::string::npos);
+      }
+      CHECK(engine->Length(sequence) == 0);
+      engine->FreeSequence(sequence);
+      CHECK(Play(*engine, RowKind::kGenerated) == expected);
+      CHECK_FALSE(UsesDevice(engine->placement()));
+    }
+    CHECK(device->counts().bytes_in_use == 0);
+    CHECK(device->counts().staging_bytes_in_use == 0);
+    return true;
+  };
+  CHECK(FailEach([&](int64_t n) { return check({.launch = n}); }) >= 20);
+  CHECK(FailEach([&](int64_t n) { return check({.upload = n}); }) == 1);
+}
+
+TEST_CASE("hybrid: both halves compute at the same time") {
+  if (DetectTopology().affinity_cpus < 2 || ChooseIsa() == Isa::kScalar) return;  // whose steps take seconds
+  using Clock = std::chrono::steady_clock;
+  constexpr int kRows = 16, kHalf = 2048;
+  const TinyOptions half{.type = DType::kQ4_0, .n_layer = 3, .n_embd = 512, .n_ff = kHalf};
+  TinyOptions whole = half;
+  whole.n_ff = 2 * kHalf;
+  const Loaded one(half), both(whole);
+  Placement placement = AllOnCpu(both.model.config);
+  for (LayerPlacement& layer : placement.layers) layer.n_hot = kHalf;
+  const auto alone = one.Start(), split = both.Start({Emulate(), placement});
+  REQUIRE(UsesDevice(split->placement()));
+  const auto time = [](Engine& engine) {
+    const int sequence = engine.NewSequence();
+    Batch batch;
+    for (int i = 0; i < kRows; ++i) batch.push_back({TokenAt(0, i), sequence, i, RowKind::kPrompt, false});
+    const auto begin = Clock::now();
+    engine.Step(batch);
+    const Clock::duration elapsed = Clock::now() - begin;
+    engine.FreeSequence(sequence);
+    return std::chrono::duration<double>(elapsed).count();
+  };
+  // The shortest of many: other programs make a step longer, and none shorter. A step of both halves one after the
+  // other takes twice as long as one alone.
+  double shortest_alone = INFINITY, shortest_split = INFINITY;
+  const auto give_up = Clock::now() + std::chrono::seconds(60);
+  for (int i = 0; i < 20 || (shortest_split > 1.2 * shortest_alone && Clock::now() < give_up); ++i) {
+    shortest_alone = std::min(shortest_alone, time(*alone));
+    shortest_split = std::min(shortest_split, time(*split));
+  }
+  MESSAGE("one half takes ", 1e3 * shortest_alone, " ms, both ", 1e3 * shortest_split, " ms");
+  CHECK(shortest_split <= 1.2 * shortest_alone);
+}
+
+TEST_CASE("hybrid: a cancelled step leaves the device ready for the next") {
+  const Loaded loaded({.type = DType::kQ4_0, .n_ff = 512});
+  const Logits expected = Play(*loaded.Start(), RowKind::kGenerated);
+  const auto engine = loaded.Start({Emulate(), {}});
+  const int sequence = engine->NewSequence();
+  for (int i = 0; i < 3; ++i) {
+    engine->Cancel();
+    CHECK_THROWS_AS(engine->Step({{TokenAt(0, 0), sequence, 0, RowKind::kPrompt, true}}), Cancelled);
+    CHECK(engine->Length(sequence) == 0);
+  }
+  engine->FreeSequence(sequence);
+  CHECK(Compare(expected, Play(*engine, RowKind::kGenerated), kExact).worst <= kExact);
+  CHECK(UsesDevice(engine->placement()));
+}
+
+}  // namespace thermocline
