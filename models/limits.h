@@ -48,6 +48,7 @@ inline constexpr int kMaxRepetitions = 1000;  // bench -r
 inline constexpr size_t kMaxBenchTests = 1000;
 inline constexpr size_t kMaxListNumbers = 1000;  // that a flag's ranges stand for
 inline constexpr int kMaxHistoryEntries = 1000;
+inline constexpr int64_t kMaxDeviceBytes = int64_t{1} << 50;  // --vram; what a device has is its business
 
 // Chat templates. The longest known ones have 30 KB, nest 20 deep, and take some hundred steps per message.
 inline constexpr size_t kMaxTemplateBytes = 1 << 20;

@@ -21,6 +21,7 @@
 #include "models/tokenizer.h"
 #include "runtime/bench_report.h"
 #include "runtime/commands/commands.h"
+#include "runtime/device_flags.h"
 #include "runtime/kv_types.h"
 #include "runtime/load.h"
 #include "runtime/output_file.h"
@@ -173,6 +174,7 @@ struct BenchOptions {
   bool roofline = false, contended = false, cache_packed = false;
   std::optional<std::string> output, svg;
   SparsityFlag sparsity;
+  DeviceFlags device;
 };
 
 void AddFlags(CommandLine& line, BenchOptions& options) {
@@ -184,6 +186,7 @@ void AddFlags(CommandLine& line, BenchOptions& options) {
   AddKvTypeLists(line, &options.keys, &options.values);
   line.AddFlag("--cache-packed", &options.cache_packed, kCachePackedHelp);
   options.sparsity.AddFlag(line);
+  options.device.AddFlags(line);
   line.AddIntList("-t,--threads", &options.threads, 1, kMaxThreads, "Threads (one per physical core)");
   line.AddInt("-r,--repetitions", &options.repetitions, 1, kMaxRepetitions, "Measurements per test (5)");
   line.AddIntList("--npl", &options.parallel, 1, kMaxBatchRows,
@@ -253,6 +256,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   const std::vector<BenchTest> tests = ListTests(options);
   const std::vector<KvTypes> all_kv_types = ListKvTypes(options);
   options.sparsity.Check();
+  options.device.Check();
   options.roofline |= options.svg.has_value();
   BenchAbout about;
   const auto format = MakeBenchFormat(options.output.value_or("md"), about, options.roofline);
@@ -284,7 +288,8 @@ int RunBench(const Command& command, std::vector<std::string> args) {
                                       .max_sequences = n_sequences,
                                       .kv_types = kv_types,
                                       .load = {.ffn = ffn},
-                                      .tracer = trace.tracer()},
+                                      .tracer = trace.tracer(),
+                                      .device = options.device.Open()},
                                      options.cache_packed);
       const auto audit = options.sparsity.Apply(*engine);
       const auto measure = [&](const BenchTest& test, std::optional<int> busy_cpu) {

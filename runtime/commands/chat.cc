@@ -16,6 +16,7 @@
 #include "models/tokenizer.h"
 #include "runtime/catalog.h"
 #include "runtime/commands/commands.h"
+#include "runtime/device_flags.h"
 #include "runtime/kv_types.h"
 #include "runtime/line_editor.h"
 #include "runtime/load.h"
@@ -38,6 +39,7 @@ struct ChatOptions {
   bool raw = false, cache_packed = false;
   KvTypes kv_types;
   SparsityFlag sparsity;
+  DeviceFlags device;
 };
 
 void AddFlags(CommandLine& line, ChatOptions& options) {
@@ -60,6 +62,7 @@ void AddFlags(CommandLine& line, ChatOptions& options) {
   AddKvTypes(line, &options.kv_types);
   line.AddFlag("--cache-packed", &options.cache_packed, kCachePackedHelp);
   options.sparsity.AddFlag(line);
+  options.device.AddFlags(line);
   line.AddInt("-s,--seed", &options.seed, -1, UINT32_MAX, "Seed of the choice of words (-1: another one each time)");
   line.AddDouble("--temp,--temperature", &options.sampler.temperature, 0, 100,
                  "Temperature; 0: always the likeliest (0.8)");
@@ -75,6 +78,7 @@ void AddFlags(CommandLine& line, ChatOptions& options) {
 
 void CheckOptions(ChatOptions& options) {
   options.sparsity.Check();
+  options.device.Check();
   for (const std::string& stop : options.generate.stops) {
     if (stop.empty()) throw UsageError("--stop: an empty text would end every answer");
   }
@@ -178,7 +182,8 @@ class Chat {
                           .n_threads_batch = options_.n_threads_batch,
                           .kv_types = options_.kv_types,
                           .load = {.ffn = options_.sparsity.Choose(file, model)},
-                          .tracer = tracer},
+                          .tracer = tracer,
+                          .device = options_.device.Open()},
                          options_.cache_packed);
     audit_ = options_.sparsity.Apply(*engine_);
     if (engine_->n_ctx() > model.config.n_ctx_train) {

@@ -7,6 +7,7 @@
 #include "models/limits.h"
 #include "models/tokenizer.h"
 #include "runtime/commands/commands.h"
+#include "runtime/device_flags.h"
 #include "runtime/kv_types.h"
 #include "runtime/load.h"
 #include "runtime/sparsity.h"
@@ -29,15 +30,18 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   KvTypes kv_types;
   TraceFile trace;
   SparsityFlag sparsity;
+  DeviceFlags device;
   AddKvTypes(line, &kv_types);
   line.AddFlag("--cache-packed", &cache_packed, kCachePackedHelp);
   sparsity.AddFlag(line);
+  device.AddFlags(line);
   trace.AddFlag(line);
   line.AddFlag("--decode", &decode, "Score tokens as they are generated, one a step, not as a prompt");
   line.AddFlag("--json", &json, "Print the result as JSON, with the running value after each chunk");
   if (!line.Parse(std::move(args))) return kGood;
   if (!path) throw UsageError("--text is missing");
   sparsity.Check();
+  device.Check();
   if (chunks == 0) throw UsageError("--chunks: 0 is out of range; it goes from 1, or is -1 for all");
 
   trace.Open();
@@ -51,7 +55,8 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
                                   .n_threads = n_threads,
                                   .kv_types = kv_types,
                                   .load = {.ffn = sparsity.Choose(file, model)},
-                                  .tracer = trace.tracer()},
+                                  .tracer = trace.tracer(),
+                                  .device = device.Open()},
                                  cache_packed);
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);
 

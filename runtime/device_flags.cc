@@ -1,0 +1,93 @@
+#include "runtime/device_flags.h"
+
+#include <fmt/format.h>
+
+#include <charconv>
+#include <cmath>
+
+#include "gpu/devices.h"
+#include "gpu/emulated_device.h"
+#include "models/error.h"
+#include "models/limits.h"
+#include "models/quoted.h"
+#include "runtime/emulated_ops.h"
+#include "runtime/text_io.h"
+
+namespace thermocline {
+namespace {
+
+constexpr int64_t kEmulatedBytes = int64_t{1} << 30;  // unless --vram says
+
+std::optional<int> ParseIndex(const std::string& text) {
+  int index = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), index);
+  if (error != std::errc{} || end != text.data() + text.size() || index < 0) return std::nullopt;
+  return index;
+}
+
+}  // namespace
+
+std::optional<int64_t> ParseSize(const std::string& text) {
+  double value = 0;
+  const char* last = text.data() + text.size();
+  const auto [end, error] = std::from_chars(text.data(), last, value);
+  if (error != std::errc{} || last - end > 1 || !(value >= 0)) return std::nullopt;
+  if (end != last) {
+    const size_t power = std::string_view("KMG").find(*end);
+    if (power == std::string_view::npos) return std::nullopt;
+    value *= std::pow(1024.0, static_cast<double>(power + 1));
+  }
+  if (value > static_cast<double>(kMaxDeviceBytes)) return std::nullopt;
+  return static_cast<int64_t>(value);
+}
+
+void DeviceFlags::AddFlags(CommandLine& line) {
+  const char* device = BuiltForDevices()
+                           ? "off; the number of an NVIDIA GPU, from 0; emulated: none, for tests (auto: "
+                             "the first GPU there is)"
+                           : "emulated: none, for tests; off (auto, which is off in a build without CUDA)";
+  line.AddText("--gpu", "DEVICE", &gpu_, fmt::format("Computes a part of the model beside the CPU: {}", device));
+  line.AddText("--vram", "SIZE", &vram_,
+               "Memory of the device to use, as 6G or 800M (what is free but for a reserve; emulated: 1G)");
+}
+
+void DeviceFlags::Check() const {
+  const std::string gpu = gpu_.value_or("auto");
+  if (gpu != "auto" && gpu != "off" && gpu != "emulated" && !ParseIndex(gpu))
+    throw UsageError(fmt::format("--gpu: {} is none of auto, off, emulated, and no number of a GPU", Quoted(gpu)));
+  if (vram_ && !ParseSize(*vram_))
+    throw UsageError(fmt::format("--vram: {} is no size like 6G, 800M or 123456789", Quoted(*vram_)));
+}
+
+DeviceOptions DeviceFlags::Open() const {
+  const std::string gpu = gpu_.value_or("auto");
+  DeviceOptions options;
+  options.on_note = [](const std::string& text) { Note("{}", TerminalSafe(text)); };
+  if (gpu == "off") return options;
+  const int64_t budget = vram_ ? *ParseSize(*vram_) : 0;
+  if (gpu == "emulated") {
+    options.device = std::make_shared<EmulatedDevice>(
+        EmulatedDeviceOptions{.budget_bytes = vram_ ? budget : kEmulatedBytes}, MakeEmulatedOps());
+    return options;
+  }
+  const int n_devices = static_cast<int>(FindDevices().size());
+  const char* why_none = BuiltForDevices() ? "no GPU that CUDA can use is here" : "this build is without CUDA";
+  if (gpu == "auto" && n_devices == 0) {
+    // Who asks for nothing is not told what a build cannot do anyway.
+    if (gpu_ || vram_ || BuiltForDevices()) Note("{}: the CPU computes everything", why_none);
+    return options;
+  }
+  const int index = gpu == "auto" ? 0 : *ParseIndex(gpu);
+  if (index >= n_devices)
+    throw Error("--gpu {}: {}. Leave the flag out, and the CPU computes everything.", index,
+                n_devices == 0 ? why_none : fmt::format("the GPUs here are 0 to {}", n_devices - 1).c_str());
+  try {
+    options.device = OpenDevice(index, budget);
+  } catch (const DeviceError& error) {
+    if (gpu != "auto") throw;
+    Note("{}; the CPU computes everything", TerminalSafe(error.what()));
+  }
+  return options;
+}
+
+}  // namespace thermocline
