@@ -22,7 +22,7 @@ def violations(root):
     found, seen = [], 0
     for folder, allowed in ALLOWED.items():
         for path in sorted((root / folder).rglob("*")):
-            if path.suffix not in (".h", ".cc", ".cu", ".in"):
+            if path.suffix not in (".h", ".cc", ".cu", ".cuh", ".in"):
                 continue
             for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
                 match = INCLUDE.match(line)
