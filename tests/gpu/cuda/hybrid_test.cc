@@ -1,0 +1,134 @@
+// Models split between the CPU and a GPU against the CPU alone.
+#include "runtime/hybrid.h"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "gpu/devices.h"
+#include "runtime/engine.h"
+#include "tests/gpu/cuda/device_array.h"
+#include "tests/models/tiny_model.h"
+
+namespace thermocline::test {
+namespace {
+
+using Logits = std::vector<std::vector<float>>;
+
+constexpr int kContext = 256;
+// Over the largest logit of a position. Where prompt rows are rounded to 8 bits, a difference of the last bit now and
+// then becomes one of a rounding step.
+constexpr double kGenerated = 1e-3, kPrompt = 2e-2;
+
+struct Loaded {
+  GgufWriter writer;
+  GgufFile file;
+  Model model;
+
+  explicit Loaded(const TinyOptions& options)
+      : writer(TinyModel(options)), file(writer.Open()), model(Model::FromGguf(file)) {}
+
+  std::unique_ptr<Engine> Start(DeviceOptions device = {}) const {
+    EngineOptions options{.n_ctx = kContext, .n_threads = 2, .max_sequences = 2};
+    options.device = std::move(device);
+    options.reopen = [this] { return writer.Open(); };
+    return std::make_unique<Engine>(file, model, options);
+  }
+};
+
+TokenId TokenAt(int sequence, int position) { return (position * 37 + sequence * 11 + 5) % 280; }
+
+// All logits of two sequences, teacher-forced: prompts of that kind in pieces, then generated tokens, first of one
+// sequence alone, then side by side.
+Logits Play(Engine& engine, RowKind kind) {
+  constexpr int kLength[2] = {150, 9}, kPiece = 40, kTokens = 8;
+  Logits logits;
+  const auto step = [&](const Batch& batch) {
+    engine.Step(batch);
+    for (size_t i = 0; i < batch.size(); ++i)
+      logits.emplace_back(engine.Logits(static_cast<int>(i)).begin(), engine.Logits(static_cast<int>(i)).end());
+  };
+  const int sequences[2] = {engine.NewSequence(), engine.NewSequence()};
+  for (int s = 0; s < 2; ++s)
+    for (int at = 0; at < kLength[s];) {
+      Batch batch;
+      for (int i = 0; i < kPiece && at < kLength[s]; ++i, ++at)
+        batch.push_back({TokenAt(s, at), sequences[s], at, kind, true});
+      step(batch);
+    }
+  for (int i = 0; i < 2 * kTokens; ++i) {
+    Batch batch;
+    for (int s = 0; s < (i < kTokens ? 1 : 2); ++s) {
+      const int at = kLength[s] + (s == 0 ? i : i - kTokens);
+      batch.push_back({TokenAt(s, at), sequences[s], at, RowKind::kGenerated, true});
+    }
+    step(batch);
+  }
+  for (const int sequence : sequences) engine.FreeSequence(sequence);
+  return logits;
+}
+
+// max |d| over max |logit|, the worst position.
+double Worst(const Logits& expected, const Logits& logits) {
+  double worst = 0;
+  REQUIRE(expected.size() == logits.size());
+  for (size_t i = 0; i < expected.size(); ++i) {
+    double largest = 0, difference = 0;
+    for (size_t j = 0; j < expected[i].size(); ++j) {
+      if (!std::isfinite(logits[i][j])) return INFINITY;
+      largest = std::max(largest, std::abs(double{expected[i][j]}));
+      difference = std::max(difference, std::abs(double{expected[i][j]} - logits[i][j]));
+    }
+    worst = std::max(worst, difference / largest);
+  }
+  return worst;
+}
+
+Placement RandomPlacement(const ModelConfig& config, std::mt19937& random) {
+  Placement placement = AllOnCpu(config);
+  const auto memory = [&] { return random() % 2 ? Memory::kDevice : Memory::kCpu; };
+  placement.head = memory();
+  for (LayerPlacement& layer : placement.layers) {
+    layer.attention = memory();
+    if (layer.attention == Memory::kDevice) layer.kv = memory();
+    const int64_t blocks = (config.n_ff + kHotBlock - 1) / kHotBlock;
+    layer.n_hot = std::min<int64_t>(config.n_ff, random() % (blocks + 1) * kHotBlock);
+  }
+  return placement;
+}
+
+}  // namespace
+
+TEST_CASE("hybrid: a GPU and the CPU give what the CPU gives alone") {
+  if (!HasGpu()) return;
+  std::mt19937 random(1);
+  const TinyOptions models[] = {
+      {.type = DType::kQ4_0, .n_ff = 512},
+      {.type = DType::kQ8_0, .n_ff = 544, .biases = true, .tied = false, .seed = 2},
+      {.type = DType::kQ4_K, .n_embd = 256, .n_ff = 768, .seed = 3},
+      {.arch = "gemma3", .type = DType::kQ4_1, .n_layer = 7, .n_ff = 512, .seed = 5},
+      {.arch = "gemma3", .type = DType::kQ6_K, .n_embd = 256, .n_ff = 1024, .window = 70, .seed = 6},
+      {.arch = "opt", .type = DType::kQ4_0, .n_ff = 640, .n_head_kv = 4, .biases = true, .seed = 7},
+  };
+  for (const TinyOptions& options : models) {
+    const Loaded loaded(options);
+    const Logits generated = Play(*loaded.Start(), RowKind::kGenerated);
+    const Logits prompts = Play(*loaded.Start(), RowKind::kPrompt);
+    for (int i = 0; i < 6; ++i) {
+      CAPTURE(options.arch);
+      CAPTURE(i);
+      DeviceOptions device{.device = OpenDevice(0, int64_t{1} << 30), .placement = {}};
+      if (i > 0) device.placement = RandomPlacement(loaded.model.config, random);  // else whatever fits
+      const auto engine = loaded.Start(std::move(device));
+      const double worst = Worst(generated, Play(*engine, RowKind::kGenerated));
+      const double worst_prompt = Worst(prompts, Play(*engine, RowKind::kPrompt));
+      MESSAGE(options.arch, " ", std::string(Info(options.type).name), " plan ", i, ": ", worst, ", prompts ",
+              worst_prompt);
+      CHECK(worst <= kGenerated);
+      CHECK(worst_prompt <= kPrompt);
+      if (i == 0) CHECK(UsesDevice(engine->placement()));
+    }
+  }
+}
+
+}  // namespace thermocline::test
