@@ -127,8 +127,8 @@ struct Op {
   float scale = 1;             // kEmbed, kAttention
   int16_t channel = -1;        // kSend, kReceive: which of the places where the two sides meet
 
-  // kLinear: whether prompt rows of `in` bear 8 bits per value best (HACKING.md "Numerics").
-  bool bears_8_bits() const { return projections[0].out == Slot::kGate || in == Slot::kAttention; }
+  // kLinear within a layer: whether prompt rows of `in` bear 8 bits per value (HACKING.md "Numerics"): all but q, k, v.
+  bool bears_8_bits() const { return projections[0].out != Slot::kQuery; }
 };
 
 // (rope_dims / 2): radians per position of a kRope op's pairs. `factors`: the weight rope_factors, or null.

@@ -10,7 +10,8 @@
 // Groups in which no row of the tile has a lo plane take a path of their own, to the same bits: their dots are
 // multiples of 256, which a scale 256 times as large makes up for. It is bound by the two ports for 512 bits: 8
 // vpdpbusd, conversion, product and fma per group, row and panel, so 8/11 of the peak of vpdpbusd (8/12 with mins);
-// with both planes 16/21. Both planes go into the same sum, the high one first, shifted by 8 bits in between.
+// with both planes 16/21. Both planes go into the same sum, the high one first, shifted by 8 bits in between. Where a
+// row or two have the plane, which is what large groups come to, only these multiply by it: a third path.
 //
 // While a tile is computed the lines of the next one are fetched: rows of x come from L2, or from the last level once
 // for all panels of a call, and y's lines have been away for the whole K block.
@@ -36,9 +37,11 @@ class TileAvx512 final : public JitCode {
   static Zmm Min(int p) { return Zmm(30 + p); }
   const Zmm x_quad_ = zmm26;
   // RowReg(0..5) are rdx, rcx, r8..r11.
-  const Xbyak::Reg64 args_ = rdi, w_ = rsi, n_pairs_ = rax, y_row_ = r13, next_x_ = r12, y_ = rbx, n_tiles_ = rbp;
+  const Xbyak::Reg64 args_ = rdi, w_ = rsi, y_row_ = r13, next_x_ = r12, y_ = rbx, n_tiles_ = rbp;
+  const Xbyak::Reg64 pair_ = rax;         // counts up to zero
   const Xbyak::Reg64 tile_stride_ = r15;  // bytes of x from a tile to the next
-  const Xbyak::Reg32 lo_groups_ = r14d;
+  const Xbyak::Reg32 lo_rows_ = r14d;     // of the group at hand: bit i is set if row i has a lo plane
+  static constexpr int kMasksEnd = 32;    // on the stack: a byte for each group of the tile, the last one's before it
   Xbyak::Label scale_256_;
 
   Xbyak::RegExp Panel(int p, int offset) const { return w_ + (p * DecodedPanelBytes(format()) + offset); }
@@ -53,6 +56,7 @@ class TileAvx512 final : public JitCode {
   void Generate() override {
     const Xbyak::Reg64 saved[] = {rbx, rbp, r12, r13, r14, r15};
     for (const auto& reg : saved) push(reg);
+    sub(rsp, kMasksEnd + kMaskGroups);
     mov(next_x_, ptr[args_ + offsetof(TileArgs, x)]);
     mov(y_, ptr[args_ + offsetof(TileArgs, y)]);
     mov(n_tiles_, ptr[args_ + offsetof(TileArgs, n_tiles)]);
@@ -64,6 +68,7 @@ class TileAvx512 final : public JitCode {
     dec(n_tiles_);
     jnz(next_tile, T_NEAR);
     vzeroupper();
+    add(rsp, kMasksEnd + kMaskGroups);
     for (int i = 5; i >= 0; --i) pop(saved[i]);
     ret();
     align(4);
@@ -78,25 +83,19 @@ class TileAvx512 final : public JitCode {
       mov(RowReg(i), next_x_);
       add(next_x_, ptr[args_ + offsetof(TileArgs, x_stride_bytes)]);
     }
-    for (int i = 0; i < spec_.m; ++i) {
-      const Xbyak::RegExp mask = X(i, MetaOffset(0) + offsetof(ActivationMeta, lo_groups));
-      if (i == 0)
-        movzx(lo_groups_, word[mask]);
-      else
-        or_(lo_groups_.cvt16(), word[mask]);
-    }
+    mov(pair_, ptr[args_ + offsetof(TileArgs, n_pairs)]);
+    neg(pair_);
+    KeepLoRows();
     PrefetchY();
-    mov(n_pairs_, ptr[args_ + offsetof(TileArgs, n_pairs)]);
     Xbyak::Label next_pair;
     align(32);
     L(next_pair);
     PrefetchX(kActivationHiLine);
     PrefetchX(kActivationMetaLine);
     for (int chunk = 0; chunk < 2; ++chunk) Chunk(chunk);
-    shr(lo_groups_, 2);
     add(w_, 2 * DecodedChunkBytes(format()));
     for (int i = 0; i < spec_.m; ++i) add(RowReg(i), kActivationPairBytes);
-    dec(n_pairs_);
+    inc(pair_);
     jnz(next_pair, T_NEAR);
     ForEachOutput([&](int i, int p) { vmovups(ptr[y_row_ + 64 * p], Sum(i, p)); });
   }
@@ -122,15 +121,39 @@ class TileAvx512 final : public JitCode {
     L(done);
   }
 
+  // Turns the rows' masks of groups into masks of rows, one for each group.
+  void KeepLoRows() {
+    const Xbyak::Xmm rows = xmm26, row = xmm27, bit = xmm28;
+    vpxord(rows, rows, rows);
+    for (int i = 0; i < spec_.m; ++i) {
+      kmovw(k1, word[X(i, MetaOffset(0) + offsetof(ActivationMeta, lo_groups))]);
+      vpmovm2b(row, k1);
+      mov(lo_rows_, 1 << i);
+      vpbroadcastb(bit, lo_rows_.cvt8());
+      vpternlogd(rows, row, bit, 0xf8);  // rows | row & bit
+    }
+    vmovdqu8(ptr[rsp + pair_ * 2 + kMasksEnd], rows);
+  }
+
   void Chunk(int chunk) {
-    Xbyak::Label both, done;
-    test(lo_groups_, 1 << chunk);
-    jnz(both, T_NEAR);
-    for (int group = 0; group < groups_per_chunk(); ++group) Group(chunk, group, 1);
+    constexpr int kNone = 0;
+    const int all = (1 << spec_.m) - 1;
+    Xbyak::Label some, both, done;
+    movzx(lo_rows_, byte[rsp + pair_ * 2 + kMasksEnd + chunk]);
+    cmp(lo_rows_, kNone);
+    jne(some, T_NEAR);
+    for (int group = 0; group < groups_per_chunk(); ++group) Group(chunk, group, Planes::kHi);
     jmp(done, T_NEAR);
-    L(both);
+    L(some);
     if (chunk == 0) PrefetchX(kActivationLoLine);
-    for (int group = 0; group < groups_per_chunk(); ++group) Group(chunk, group, 2);
+    if (spec_.m > 1) {
+      cmp(lo_rows_, all);
+      je(both, T_NEAR);
+      for (int group = 0; group < groups_per_chunk(); ++group) Group(chunk, group, Planes::kLoOfSome);
+      jmp(done, T_NEAR);
+    }
+    L(both);
+    for (int group = 0; group < groups_per_chunk(); ++group) Group(chunk, group, Planes::kBoth);
     L(done);
   }
 
@@ -150,18 +173,25 @@ class TileAvx512 final : public JitCode {
     for (int i = 0; i < spec_.m; ++i) prefetcht0(ptr[X(i, 64 * line) + tile_stride_]);
   }
 
-  void Group(int chunk, int group, int planes) {
+  enum class Planes { kHi, kLoOfSome, kBoth };
+
+  void Group(int chunk, int group, Planes planes) {
     const int base = chunk * DecodedChunkBytes(format());
     for (int p = 0; p < spec_.panels; ++p) {
       vmovaps(Scale(p), ptr[Panel(p, base + 512 + 64 * group)]);
-      if (planes == 1) vmulps(Scale(p), Scale(p), ptr_b[rip + scale_256_]);
+      if (planes == Planes::kHi) vmulps(Scale(p), Scale(p), ptr_b[rip + scale_256_]);
       if (format().has_min) vmovaps(Min(p), ptr[Panel(p, base + 512 + 64 * (groups_per_chunk() + group))]);
     }
     BeginDots(chunk, group, planes);
-    Dots(chunk, group, 0);
-    if (planes == 2) {
-      Widen(chunk, group);
-      Dots(chunk, group, 1);
+    Dots(chunk, group, 0, 0, spec_.m);
+    if (planes != Planes::kHi) Widen(chunk, group);
+    if (planes == Planes::kBoth) Dots(chunk, group, 1, 0, spec_.m);
+    for (int i = 0; planes == Planes::kLoOfSome && i < spec_.m; ++i) {
+      Xbyak::Label without;
+      test(lo_rows_, 1 << i);
+      jz(without, T_NEAR);
+      Dots(chunk, group, 1, i, i + 1);
+      L(without);
     }
     ForEach([&](int i, int p) {
       vcvtdq2ps(Dot(i, p), Dot(i, p));
@@ -171,9 +201,9 @@ class TileAvx512 final : public JitCode {
     });
   }
 
-  void BeginDots(int chunk, int group, int planes) {
+  void BeginDots(int chunk, int group, Planes planes) {
     for (int i = 0; i < spec_.m; ++i) {
-      if (format().has_min || planes == 2)
+      if (format().has_min || planes != Planes::kHi)
         vpxord(Dot(i, 0), Dot(i, 0), Dot(i, 0));
       else
         LoadHighCorrection(Dot(i, 0), i, chunk, group);
@@ -181,11 +211,12 @@ class TileAvx512 final : public JitCode {
     }
   }
 
-  void Dots(int chunk, int group, int plane) {
+  // Of rows [begin, end).
+  void Dots(int chunk, int group, int plane, int begin, int end) {
     const int quads = 8 / groups_per_chunk(), base = chunk * DecodedChunkBytes(format());
     for (int q = group * quads; q < (group + 1) * quads; ++q) {
       for (int p = 0; p < spec_.panels; ++p) vmovdqa64(Codes(p), ptr[Panel(p, base + 64 * q)]);
-      for (int i = 0; i < spec_.m; ++i) {
+      for (int i = begin; i < end; ++i) {
         const Xbyak::RegExp quad = X(i, QuadOffset(chunk, plane, q));
         if (i % 2 == 0) {
           for (int p = 0; p < spec_.panels; ++p) vpdpbusd(Dot(i, p), Codes(p), ptr_b[quad]);
