@@ -23,8 +23,9 @@ using Logits = std::vector<std::vector<float>>;
 constexpr int kContext = 192;
 // Where values are rounded to 8 bits on the way, in prompt rows and in Q8_0 keys and values, a difference of the last
 // bit now and then becomes one of a rounding step, as between any two ways to add up; in float weights and F16 it does
-// not.
-constexpr double kRounded = 2e-2, kExact = 1e-3;
+// not. Down's large groups are those of a side's own neurons, too. Either way is within 2e-2 of float32
+// (tiny_model_test.cc), so that two are within twice that.
+constexpr double kRounded = 4e-2, kExact = 1e-3;
 
 struct Loaded {
   GgufWriter writer;
