@@ -21,6 +21,13 @@ namespace {
 using Logits = std::vector<std::vector<float>>;
 
 constexpr int kContext = 192;
+#ifdef THERMOCLINE_SANITIZED
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+// Sanitizers and the reference are slow, and see what there is to see in few.
+int Plans(int few, int many) { return kSanitized || ChooseIsa() == Isa::kScalar ? few : many; }
 // Where values are rounded to 8 bits on the way, in prompt rows and in Q8_0 keys and values, a difference of the last
 // bit now and then becomes one of a rounding step, as between any two ways to add up; in float weights and F16 it does
 // not. Down's large groups are those of a side's own neurons, too. Either way is within 2e-2 of float32
@@ -158,7 +165,7 @@ int64_t FailEach(const Try& attempt) {
 }  // namespace
 
 TEST_CASE("hybrid: random plans give what the CPU gives alone") {
-  const int n_plans = ChooseIsa() == Isa::kScalar ? 9 : 200;
+  const int n_plans = Plans(9, 200);
   std::mt19937 random(1);
   std::vector<Loaded> models;
   for (const TinyOptions& options : Models()) models.emplace_back(options);
@@ -188,7 +195,7 @@ TEST_CASE("hybrid: random plans give what the CPU gives alone") {
 }
 
 TEST_CASE("hybrid: prompt rows and rounded keys and values, within the rounding") {
-  const int n_plans = ChooseIsa() == Isa::kScalar ? 1 : 10;
+  const int n_plans = Plans(1, 10);
   std::mt19937 random(2);
   std::vector<TinyOptions> models = Models();
   models.push_back(SparseModel());
@@ -267,7 +274,7 @@ TEST_CASE("hybrid: the Nth op and upload of a step fails, for every N; what foll
 }
 
 TEST_CASE("hybrid: both halves compute at the same time") {
-  if (DetectTopology().affinity_cpus < 2 || ChooseIsa() == Isa::kScalar) return;  // whose steps take seconds
+  if (DetectTopology().affinity_cpus < 2 || Plans(0, 1) == 0) return;
   using Clock = std::chrono::steady_clock;
   constexpr int kRows = 16, kHalf = 2048;
   const TinyOptions half{.type = DType::kQ4_0, .n_layer = 3, .n_embd = 512, .n_ff = kHalf};
