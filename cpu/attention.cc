@@ -15,6 +15,15 @@ int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
 
+void MergeStates(const VectorOps& ops, int n_head, int head_dim, const float* other, float* state, float* out) {
+  float* acc = state + 2 * n_head;
+  ops.attention_merge(n_head, head_dim, other, other + n_head, other + 2 * n_head, state, state + n_head, acc);
+  for (int head = 0; head < n_head; ++head) {
+    const float inverse = 1 / state[n_head + head];
+    for (int i = 0; i < head_dim; ++i) out[head * head_dim + i] = acc[head * head_dim + i] * inverse;
+  }
+}
+
 Attention::Attention(const VectorOps& ops, const ModelConfig& config, const KvLayout& layout, int max_rows,
                      int n_threads)
     : ops_(ops),
@@ -67,16 +76,17 @@ float* Attention::MemberQueries(int member) const {
   return members_.as<float>() + member * member_floats_ + 2 * state_floats_;
 }
 
-bool Attention::Visible(const Block& block, int64_t split, int window) const {
-  const int64_t first_token = split * kSplitTokens;
+bool Attention::Visible(const Block& block, int64_t split, const AttentionIo& io) const {
+  const int64_t first_token = std::max<int64_t>(split * kSplitTokens, io.first_token);
+  const int64_t end_token = std::min<int64_t>((split + 1) * kSplitTokens, io.end_token);
   const int last_position = block.first_position + block.n_rows - 1;
-  if (first_token > last_position) return false;
-  return window == 0 || first_token + kSplitTokens > block.first_position - window + 1;
+  if (first_token > last_position || first_token >= end_token) return false;
+  return io.window == 0 || end_token > block.first_position - io.window + 1;
 }
 
 bool Attention::ComputeSplit(int member, int64_t item, int64_t split, const State& out, const AttentionIo& io) const {
   const Block& block = BlockOf(item);
-  if (!Visible(block, split, io.window)) return false;
+  if (!Visible(block, split, io)) return false;
   const int64_t kv_head = item % n_head_kv_;
   const int n_queries = block.n_rows * group_;
   float* q = MemberQueries(member);
@@ -87,8 +97,8 @@ bool Attention::ComputeSplit(int member, int64_t item, int64_t split, const Stat
     for (int g = 0; g < group_; ++g) position[row * group_ + g] = block.first_position + row;
   }
 
-  const int first_seen = io.window ? std::max(0, block.first_position - io.window + 1) : 0;
-  const int last_seen = block.first_position + block.n_rows - 1;
+  const int first_seen = std::max(io.first_token, io.window ? block.first_position - io.window + 1 : 0);
+  const int last_seen = std::min(block.first_position + block.n_rows, io.end_token) - 1;
   const int first_page = std::max<int>(split * kPagesPerSplit, first_seen / kPageTokens);
   const int end_page = std::min<int>((split + 1) * kPagesPerSplit, last_seen / kPageTokens + 1);
   const auto page_at = [&](int p) -> const uint8_t* {
@@ -131,12 +141,27 @@ void Attention::MergeWave(int64_t item, int64_t wave, bool last, const Attention
   const State total = ItemState(item);
   if (wave == 0) Reset(BlockOf(item), total);
   for (int64_t i = 0; i < kWave; ++i)
-    if (Visible(BlockOf(item), wave * kWave + i, io.window))
-      Merge(BlockOf(item), PartialState(item * kWave + i), total);
+    if (Visible(BlockOf(item), wave * kWave + i, io)) Merge(BlockOf(item), PartialState(item * kWave + i), total);
   if (last) Store(item, total, io);
 }
 
+void Attention::StoreState(int64_t item, const State& total, const AttentionIo& io) const {
+  const Block& block = BlockOf(item);
+  const int64_t kv_head = item % n_head_kv_, n_head = n_head_kv_ * group_;
+  for (int row = 0; row < block.n_rows; ++row) {
+    float* out = io.out + (block.first_row + row) * io.out_stride;
+    for (int g = 0; g < group_; ++g) {
+      const int query = row * group_ + g;
+      const int64_t head = kv_head * group_ + g;
+      out[head] = total.max[query];
+      out[n_head + head] = total.sum[query];
+      std::copy_n(total.acc + static_cast<int64_t>(query) * head_dim_, head_dim_, out + 2 * n_head + head * head_dim_);
+    }
+  }
+}
+
 void Attention::Store(int64_t item, const State& total, const AttentionIo& io) const {
+  if (io.state) return StoreState(item, total, io);
   const Block& block = BlockOf(item);
   const int64_t kv_head = item % n_head_kv_;
   for (int row = 0; row < block.n_rows; ++row)

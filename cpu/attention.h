@@ -19,7 +19,13 @@ struct AttentionIo {
   int window;  // 0: all
   float scale;
   KvLayout::Layer layer;
+  int first_token = 0, end_token = INT32_MAX;  // of the pages that are here: multiples of kPageTokens
+  bool state = false;                          // leave unfinished, as OpKind::kAttentionState says
 };
+
+// out (n_head, head_dim) = attention over the tokens of both states, rows as OpKind::kAttentionState says. `state` is
+// merged with the other one in place.
+void MergeStates(const VectorOps& ops, int n_head, int head_dim, const float* other, float* state, float* out);
 
 class Attention {
  public:
@@ -80,10 +86,11 @@ class Attention {
   bool ComputeSplit(int member, int64_t item, int64_t split, const State& out, const AttentionIo& io) const;
   void WholeItem(int member, int64_t item, const AttentionIo& io) const;
   void MergeWave(int64_t item, int64_t wave, bool last, const AttentionIo& io) const;
-  bool Visible(const Block& block, int64_t split, int window) const;
+  bool Visible(const Block& block, int64_t split, const AttentionIo& io) const;
   void Reset(const Block& block, const State& state) const;
   void Merge(const Block& block, const State& part, const State& total) const;
   void Store(int64_t item, const State& total, const AttentionIo& io) const;
+  void StoreState(int64_t item, const State& total, const AttentionIo& io) const;
   const Block& BlockOf(int64_t item) const { return blocks_[item / n_head_kv_]; }
 
   const VectorOps& ops_;

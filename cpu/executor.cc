@@ -205,7 +205,7 @@ void CpuExecutor::Impl::RunMember(Team::Member& member) {
         const Op& op = *stage.op;
         attention.Run(member,
                       {Row(Slot::kQuery, 0), Stride(Slot::kQuery), Row(op.out, 0), Stride(op.out), op.window, op.scale,
-                       layout.layers[op.layer]},
+                       layout.layers[op.layer], op.first_token, op.end_token, op.kind == OpKind::kAttentionState},
                       then);
         break;
       }
@@ -295,6 +295,10 @@ void CpuExecutor::Impl::RunTask(RowTask task, const Op* op, bool wanted, int64_t
     case RowTask::kSend: std::copy_n(Row(op->in, row), Width(op->in), peer->Rows(op->channel).Row(row)); break;
     case RowTask::kReceive: Receive(*op, row); break;
     case RowTask::kAdd: ops.add(Row(op->in, row), Width(op->out), Row(op->out, row)); break;
+    case RowTask::kMergeStates:
+      MergeStates(ops, config.n_head, config.head_dim, Row(Slot::kOtherState, row), Row(op->in, row),
+                  Row(op->out, row));
+      break;
   }
 }
 
@@ -341,6 +345,7 @@ void CpuExecutor::Impl::StoreKv(const Op& op, int64_t row) {
   const KvLayout::Layer& layer = layout.layers[op.layer];
   const SpanView& span = step->spans[span_of_row[row]];
   const int position = step->positions[row];
+  if (position < op.first_token || position >= op.end_token) return;
   uint8_t* page = span.pages[layer.kind][position / kPageTokens] + layer.offset_bytes;
   for (int head = 0; head < config.n_head_kv; ++head)
     ops.store_kv(layout.types, Row(Slot::kKey, row) + head * config.head_dim,

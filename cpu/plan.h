@@ -23,6 +23,7 @@ enum class RowTask : uint8_t {
   kSend,      // op.in to the peer
   kReceive,   // op.out from the peer
   kAdd,
+  kMergeStates,
 };
 
 struct Stage {
@@ -57,6 +58,7 @@ std::vector<Stage> MakeStages(const Program& program, const Predicate& needs_qua
       case OpKind::kRope: add_task(RowTask::kRope, &op, false); break;
       case OpKind::kReceive: add_task(RowTask::kReceive, &op, op.wanted_rows); break;
       case OpKind::kAdd: add_task(RowTask::kAdd, &op, false); break;
+      case OpKind::kAttentionMerge: add_task(RowTask::kMergeStates, &op, false); break;
       case OpKind::kSend:
         add_task(RowTask::kSend, &op, op.wanted_rows);
         stages.back().raises = op.channel;
@@ -67,6 +69,7 @@ std::vector<Stage> MakeStages(const Program& program, const Predicate& needs_qua
         add_task(op.kind == OpKind::kAct ? RowTask::kAct : RowTask::kGatedAct, &op, false);
         break;
       case OpKind::kAttention:
+      case OpKind::kAttentionState:
         add_task(RowTask::kStoreKv, &op, false);
         stages.push_back({Stage::Kind::kAttention, &op, false, {}, -1});
         break;

@@ -19,6 +19,7 @@ const char* Name(RowTask task) {
     case RowTask::kSend: return "send";
     case RowTask::kReceive: return "receive";
     case RowTask::kAdd: return "add";
+    case RowTask::kMergeStates: return "merge states";
   }
   return "";
 }

@@ -87,16 +87,13 @@ enum class DeviceOpKind : uint8_t {
   kAttentionState,  // the same, left unfinished: out = of each head its maximum, of each head its sum, then of each
                     // head head_dim of accumulator (AttentionStateWidth); -inf, 0, 0 where a row sees none of the
                     // tokens
-  kAttentionMerge,  // out = attention over the tokens of two states `in` and `in2`
+  kAttentionMerge,  // out = attention over the tokens of two states `in`, which may change, and `in2`
   kAdd,             // out += in
   kReceive,         // waits for `flag`, then out = host rows
   kSend,            // host rows = in, then `flag` goes up
   kLogits,  // host rows = projections[0].w in + bias over wanted rows, then `flag` goes up. The device multiplies as
             // many at once as it has memory for
 };
-
-// max, sum of exp(score - max), sum of exp(score - max) * v, by online softmax (arXiv:2205.14135).
-constexpr int AttentionStateWidth(int n_head, int head_dim) { return n_head * (head_dim + 2); }
 
 // One op over all rows of a step, or over the wanted ones, which stand compactly. Fields that a kind does not name in
 // its comment are unused by it.

@@ -25,6 +25,7 @@ inline constexpr int kKvGroup = 32;
 inline constexpr int kLayerKinds = 4;
 constexpr bool HasWindow(int kind) { return kind % 2 == 1; }
 constexpr bool IsOnDevice(int kind) { return kind >= 2; }
+inline constexpr int kSplitKind = 2;  // of whose pages a device may hold the first ones alone
 
 struct KvTypes {  // F16 or Q8_0
   DType key = DType::kF16, value = DType::kF16;
@@ -50,6 +51,9 @@ struct KvLayout {
   };
   KvTypes types;
   std::vector<Layer> layers;
+  // Pages of the kind on a device that sees everything are there for tokens in front of this one, and with the CPU from
+  // it on.
+  int device_tokens = INT32_MAX;
   int64_t head_bytes;
   int64_t page_bytes[kLayerKinds];  // 0: no layer of that kind
 

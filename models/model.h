@@ -74,7 +74,10 @@ enum class Slot : uint8_t {
   kGate,
   kUp,
   kBranch,
-  kPartial,  // in halves of a split program: the other side's part of a sum
+  // In halves of a split program: the other side's part of a sum; attention left unfinished, here and there.
+  kPartial,
+  kState,
+  kOtherState,
   kLogits,
   kCount
 };
@@ -97,10 +100,17 @@ enum class OpKind : uint8_t {
   kGatedAct,   // out = act(in) * kUp
   kAct,        // out = act(in)
   // In halves of a split program (runtime/split.h):
-  kSend,     // `in` goes to the other side
-  kReceive,  // `out` comes from the other side
-  kAdd,      // out += in
+  kSend,            // `in` goes to the other side
+  kReceive,         // `out` comes from the other side
+  kAdd,             // out += in
+  kAttentionState,  // kAttention over tokens [first_token, end_token) alone, appending those of them, left unfinished:
+                    // of each head the largest score, of each head the sum of exp(score - max), then of each head the
+                    // sum of exp(score - max) * v, as in arXiv:2205.14135; -inf, 0, 0 where none of the tokens is seen
+  kAttentionMerge,  // out = attention over the tokens of the states `in` and kOtherState
 };
+
+// Floats of a row of kState.
+constexpr int AttentionStateWidth(int n_head, int head_dim) { return n_head * (head_dim + 2); }
 
 // One op of the forward pass. Fields that a kind does not name in its comment are unused by it.
 struct Op {
@@ -122,10 +132,11 @@ struct Op {
   Activation activation = Activation::kSilu;
   RopeKind rope = RopeKind::kInterleaved;
   float rope_base = 0, rope_scale = 1;
-  WeightId rope_factors = -1;  // (rope_dims / 2) divisors of the frequencies, or none
-  int window = 0;              // kAttention: tokens seen, itself included; 0: all
-  float scale = 1;             // kEmbed, kAttention
-  int16_t channel = -1;        // kSend, kReceive: which of the places where the two sides meet
+  WeightId rope_factors = -1;                  // (rope_dims / 2) divisors of the frequencies, or none
+  int window = 0;                              // kAttention: tokens seen, itself included; 0: all
+  float scale = 1;                             // kEmbed, kAttention
+  int first_token = 0, end_token = INT32_MAX;  // kAttentionState: multiples of a page
+  int16_t channel = -1;                        // kSend, kReceive: which of the places where the two sides meet
 
   // kLinear within a layer: whether prompt rows of `in` bear 8 bits per value (HACKING.md "Numerics"): all but q, k, v.
   bool bears_8_bits() const { return projections[0].out != Slot::kQuery; }

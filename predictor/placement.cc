@@ -14,6 +14,8 @@ bool IsPlacementOf(const Placement& placement, const ModelConfig& config) {
     return layer.n_hot >= 0 && layer.n_hot <= config.n_ff && in_blocks &&
            (layer.kv == Memory::kCpu || layer.attention == Memory::kDevice);
   };
+  if (placement.SplitsKv() && (placement.device_tokens <= 0 || placement.device_tokens % kPageTokens != 0))
+    return false;
   return placement.layers.size() == static_cast<size_t>(config.n_layer) &&
          std::all_of(placement.layers.begin(), placement.layers.end(), fits);
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "models/kv_layout.h"
 #include "models/model.h"
 
 namespace thermocline {
@@ -22,9 +23,16 @@ struct LayerPlacement {
   Memory kv = Memory::kCpu;         // pages, and attention over them; on the device only where `attention` is
 };
 
+inline constexpr int kAllTokens = INT32_MAX;
+
 struct Placement {
   std::vector<LayerPlacement> layers;  // all of the model
   Memory head = Memory::kCpu;          // the last norm and the output product
+  // Where a layer without a window has `kv` on the device, its pages hold the first so many tokens of each sequence
+  // there, a multiple of kPageTokens, and the CPU has the pages of later ones, and attends to them.
+  int device_tokens = kAllTokens;
+
+  bool SplitsKv() const { return device_tokens != kAllTokens; }
 };
 
 // Everything with the CPU.

@@ -49,7 +49,9 @@ class Filling {
 KvLayout LayoutOf(const Placement& placement, const ModelConfig& config, KvTypes kv_types) {
   std::vector<bool> on_device;
   for (const LayerPlacement& layer : placement.layers) on_device.push_back(layer.kv == Memory::kDevice);
-  return KvLayout(config, kv_types, on_device);
+  KvLayout layout(config, kv_types, on_device);
+  layout.device_tokens = placement.device_tokens;
+  return layout;
 }
 
 bool UsesDevice(const Placement& placement) {

@@ -68,7 +68,17 @@ class Lowering {
           if (SameFrequencies(*known.op, op)) rope.in = known.table;
         break;
       }
-      case OpKind::kAttention: Attention(op); break;
+      case OpKind::kAttention:
+      case OpKind::kAttentionState: Attention(op); break;
+      case OpKind::kAttentionMerge: {
+        DeviceOp& merge = Emit(DeviceOpKind::kAttentionMerge, op);
+        merge.in = Rows(op.in);
+        merge.in2 = Rows(Slot::kOtherState);
+        merge.out = Rows(op.out);
+        merge.n_head = config_.n_head;
+        merge.head_dim = config_.head_dim;
+        break;
+      }
       case OpKind::kGatedAct:
       case OpKind::kAct: {
         DeviceOp& act = Emit(op.kind == OpKind::kAct ? DeviceOpKind::kAct : DeviceOpKind::kGatedAct, op);
@@ -129,12 +139,15 @@ class Lowering {
       out.kv_types = layout_.types;
       out.kv_kind = layout_.layers[op.layer].kind;
       out.kv_offset_bytes = layout_.layers[op.layer].offset_bytes;
+      out.first_token = op.first_token;
+      out.end_token = op.end_token;
       return out;
     };
     DeviceOp& store = emit(DeviceOpKind::kStoreKv);
     store.in = Rows(Slot::kKey);
     store.in2 = Rows(Slot::kValue);
-    DeviceOp& attention = emit(DeviceOpKind::kAttention);
+    DeviceOp& attention =
+        emit(op.kind == OpKind::kAttention ? DeviceOpKind::kAttention : DeviceOpKind::kAttentionState);
     attention.in = Rows(op.in);
     attention.out = Rows(op.out);
   }

@@ -57,6 +57,8 @@ void PlaceRows(const Model& half, int max_rows, Places& places, DeviceMap& map) 
     };
     use(op.in);
     use(op.out);
+    if (op.kind == OpKind::kGatedAct) use(Slot::kUp);
+    if (op.kind == OpKind::kAttentionMerge) use(Slot::kOtherState);
     for (int i = 0; i < op.n_projections; ++i) use(op.projections[i].out);
   }
   used[static_cast<size_t>(Slot::kLogits)] = false;
@@ -70,7 +72,7 @@ void PlaceRows(const Model& half, int max_rows, Places& places, DeviceMap& map) 
 }
 
 int64_t KvBytes(const ModelConfig& config, const KvLayout& layout, int kind, const StepLimits& limits) {
-  return KvCache::BytesFor(config, layout, kind, limits.n_ctx, limits.max_rows) * limits.max_sequences;
+  return KvCache::DeviceBytesFor(config, layout, kind, limits.n_ctx, limits.max_rows) * limits.max_sequences;
 }
 
 }  // namespace
@@ -82,8 +84,7 @@ DeviceBytes DeviceSide::BytesFor(const Device& device, const SplitModel& split, 
   PlaceWeights(device, split.device, weights, map);
   PlaceRows(split.device, limits.max_rows, rows, map);
   DeviceBytes bytes{weights.bytes(), rows.bytes(), 0};
-  for (int kind = 0; kind < kLayerKinds; ++kind)
-    if (IsOnDevice(kind)) bytes.kv += KvBytes(split.device.config, layout, kind, limits);
+  for (int kind = 0; kind < kLayerKinds; ++kind) bytes.kv += KvBytes(split.device.config, layout, kind, limits);
   return bytes;
 }
 
@@ -92,7 +93,7 @@ DeviceSide::DeviceSide(Device& device, const SplitModel& split, const KvLayout& 
   const Model& half = split.device;
   const DeviceBytes bytes = BytesFor(device, split, layout, limits);
   for (int kind = 0; kind < kLayerKinds; ++kind)
-    if (IsOnDevice(kind)) kv_[kind] = device.Allocate(KvBytes(half.config, layout, kind, limits), "keys and values");
+    kv_[kind] = device.Allocate(KvBytes(half.config, layout, kind, limits), "keys and values");
   rows_ = device.Allocate(bytes.rows, "one step");
   weights_ = device.Allocate(bytes.weights, "the weights");
   Places weights(weights_.address()), rows(rows_.address());
@@ -184,7 +185,9 @@ void DeviceSide::Begin(const StepView& step) {
     for (int kind = 0; kind < kLayerKinds; ++kind) {
       if (!kv_[kind].address()) continue;
       out.pages[kind] = pages_.data() + pages_.size();  // never moves: reserved
-      for (int i = 0; i < n_pages; ++i) pages_.push_back(reinterpret_cast<DeviceAddress>(span.pages[kind][i]));
+      const int here = kind == kSplitKind ? std::min(n_pages, layout_.device_tokens / kPageTokens) : n_pages;
+      for (int i = 0; i < n_pages; ++i)
+        pages_.push_back(i < here ? reinterpret_cast<DeviceAddress>(span.pages[kind][i]) : 0);
     }
   }
   device_.Begin({step.positions, step.prompt, step.wanted, spans_});

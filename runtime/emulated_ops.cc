@@ -64,7 +64,8 @@ void EmulatedOps::Prepare(std::span<const DeviceOp> ops, const DeviceLimits& lim
       if (op.kind == DeviceOpKind::kLogits)
         logit_floats = kLogitRows * ((w.n + kPanelRows - 1) / kPanelRows * kPanelRows);
     }
-    if (op.kind == DeviceOpKind::kAttention && !attention_) PrepareAttention(op, limits.max_rows);
+    if ((op.kind == DeviceOpKind::kAttention || op.kind == DeviceOpKind::kAttentionState) && !attention_)
+      PrepareAttention(op, limits.max_rows);
   }
   quantized_ = Buffer(limits.max_rows * ActivationRowBytes(k), "one step");
   padded_ = Buffer(k * static_cast<int64_t>(sizeof(float)), "one step");
@@ -125,12 +126,15 @@ void EmulatedOps::Run(const DeviceOp& op, const DeviceStep& step) {
         ops_.act(Row(op.in, row), op.in.width, op.activation, Row(op.out, row));
       break;
     case DeviceOpKind::kStoreKv: StoreKv(op, step); break;
-    case DeviceOpKind::kAttention: Attend(op, step); break;
+    case DeviceOpKind::kAttention:
+    case DeviceOpKind::kAttentionState: Attend(op, step); break;
+    case DeviceOpKind::kAttentionMerge:
+      for (int64_t row = 0; row < n_rows; ++row)
+        MergeStates(ops_, op.n_head, op.head_dim, Row(op.in2, row), Row(op.in, row), Row(op.out, row));
+      break;
     case DeviceOpKind::kAdd:
       for (int64_t row = 0; row < n_rows; ++row) ops_.add(Row(op.in, row), op.out.width, Row(op.out, row));
       break;
-    case DeviceOpKind::kAttentionState:
-    case DeviceOpKind::kAttentionMerge:
     case DeviceOpKind::kReceive:
     case DeviceOpKind::kSend: CHECK(!"an op that is not ours"); break;
   }
@@ -216,7 +220,10 @@ void EmulatedOps::Attend(const DeviceOp& op, const DeviceStep& step) {
                         op.out.stride,
                         op.window,
                         op.scale,
-                        {op.kv_kind, op.kv_offset_bytes}});
+                        {op.kv_kind, op.kv_offset_bytes},
+                        op.first_token,
+                        op.end_token,
+                        op.kind == DeviceOpKind::kAttentionState});
 }
 
 }  // namespace

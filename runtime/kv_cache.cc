@@ -19,14 +19,21 @@ int64_t KvCache::PagesFor(const ModelConfig& config, int kind, int n_ctx, int ma
   return std::min<int64_t>(all, PagesOf(config.window) + PagesOf(max_rows) + 1);
 }
 
-int64_t KvCache::BytesFor(const ModelConfig& config, const KvLayout& layout, int kind, int n_ctx, int max_rows) {
-  return layout.page_bytes[kind] * PagesFor(config, kind, n_ctx, max_rows);
+int64_t KvCache::DevicePagesFor(const ModelConfig& config, const KvLayout& layout, int kind, int n_ctx, int max_rows) {
+  if (!IsOnDevice(kind)) return 0;
+  const int64_t all = PagesFor(config, kind, n_ctx, max_rows);
+  return kind == kSplitKind ? std::min<int64_t>(all, layout.device_tokens / kPageTokens) : all;
+}
+
+int64_t KvCache::DeviceBytesFor(const ModelConfig& config, const KvLayout& layout, int kind, int n_ctx, int max_rows) {
+  return layout.page_bytes[kind] * DevicePagesFor(config, layout, kind, n_ctx, max_rows);
 }
 
 int64_t KvCache::BytesFor(const ModelConfig& config, KvTypes types, int n_ctx, int max_rows) {
   const KvLayout layout(config, types);
   int64_t bytes = 0;
-  for (int kind = 0; kind < kLayerKinds; ++kind) bytes += BytesFor(config, layout, kind, n_ctx, max_rows);
+  for (int kind = 0; kind < kLayerKinds; ++kind)
+    bytes += layout.page_bytes[kind] * PagesFor(config, kind, n_ctx, max_rows);
   return bytes;
 }
 
@@ -34,15 +41,27 @@ KvCache::KvCache(const ModelConfig& config, const KvLayout& layout, int n_ctx, i
                  uint64_t seed, const std::array<uint64_t, kLayerKinds>& device)
     : layout_(layout), window_(config.window), sequences_(max_sequences) {
   std::mt19937_64 rng(seed);
-  for (int kind = 0; kind < kLayerKinds; ++kind) {
-    Pool& pool = pools_[kind];
-    if (layout_.page_bytes[kind] == 0) continue;
-    pool.n_pages = PagesFor(config, kind, n_ctx, max_rows) * max_sequences;
-    if (!IsOnDevice(kind)) pool.memory = Buffer(pool.n_pages * layout_.page_bytes[kind], "the context");
-    uint8_t* memory = IsOnDevice(kind) ? reinterpret_cast<uint8_t*>(device[kind]) : pool.memory.data();
-    for (int64_t i = pool.n_pages - 1; i >= 0; --i) pool.free.push_back(memory + i * layout_.page_bytes[kind]);
+  const auto fill = [&](Pool& pool, int64_t n_pages, int64_t page_bytes, uint8_t* memory) {
+    pool.n_pages = n_pages;
+    pool.page_bytes = page_bytes;
+    if (!memory) {
+      pool.memory = Buffer(n_pages * page_bytes, "the context");
+      memory = pool.memory.data();
+    }
+    for (int64_t i = n_pages - 1; i >= 0; --i) pool.free.push_back(memory + i * page_bytes);
     if (seed)
       for (size_t i = pool.free.size(); i > 1; --i) std::swap(pool.free[i - 1], pool.free[rng() % i]);
+  };
+  for (int kind = 0; kind < kLayerKinds; ++kind) {
+    if (layout_.page_bytes[kind] == 0) continue;
+    const int64_t all = PagesFor(config, kind, n_ctx, max_rows);
+    const int64_t on_device = DevicePagesFor(config, layout_, kind, n_ctx, max_rows);
+    if (!IsOnDevice(kind)) {
+      fill(pools_[kind], all * max_sequences, layout_.page_bytes[kind], nullptr);
+    } else {
+      fill(pools_[kind], on_device * max_sequences, layout_.page_bytes[kind], reinterpret_cast<uint8_t*>(device[kind]));
+      if (all > on_device) fill(rest_, (all - on_device) * max_sequences, layout_.page_bytes[kind], nullptr);
+    }
     for (Sequence& sequence : sequences_) sequence.pages[kind].assign(PagesOf(n_ctx), nullptr);
   }
 }
@@ -56,9 +75,10 @@ void KvCache::Reserve(int id, int n) {
     CHECK(end <= static_cast<int>(pages.size()));
     for (int i = sequence.length / kPageTokens; i < end; ++i) {
       if (pages[i]) continue;
-      CHECK(!pools_[kind].free.empty());
-      pages[i] = pools_[kind].free.back();
-      pools_[kind].free.pop_back();
+      Pool& pool = PoolOf(kind, i);
+      CHECK(!pool.free.empty());
+      pages[i] = pool.free.back();
+      pool.free.pop_back();
     }
   }
 }
@@ -88,15 +108,15 @@ void KvCache::Free(Sequence& sequence, int kind, int begin, int end) {
   std::vector<uint8_t*>& pages = sequence.pages[kind];
   for (int i = begin; i < std::min(end, static_cast<int>(pages.size())); ++i) {
     if (!pages[i]) continue;
-    pools_[kind].free.push_back(pages[i]);
+    PoolOf(kind, i).free.push_back(pages[i]);
     pages[i] = nullptr;
   }
 }
 
 int64_t KvCache::bytes_in_use() const {
-  int64_t bytes = 0;
-  for (int kind = 0; kind < kLayerKinds; ++kind)
-    bytes += (pools_[kind].n_pages - static_cast<int64_t>(pools_[kind].free.size())) * layout_.page_bytes[kind];
+  const auto in_use = [](const Pool& pool) { return (pool.n_pages - std::ssize(pool.free)) * pool.page_bytes; };
+  int64_t bytes = in_use(rest_);
+  for (const Pool& pool : pools_) bytes += in_use(pool);
   return bytes;
 }
 

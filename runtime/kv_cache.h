@@ -35,8 +35,9 @@ class KvCache {
   uint8_t* const* Pages(int sequence, int kind) const { return sequences_[sequence].pages[kind].data(); }
   int64_t bytes_in_use() const;
 
-  // Bytes that one sequence of n_ctx tokens takes when all of them are in use, of one kind of layers or of all.
-  static int64_t BytesFor(const ModelConfig& config, const KvLayout& layout, int kind, int n_ctx, int max_rows);
+  // Bytes that one sequence of n_ctx tokens takes when all of them are in use; of one kind of layers what the device
+  // has of it.
+  static int64_t DeviceBytesFor(const ModelConfig& config, const KvLayout& layout, int kind, int n_ctx, int max_rows);
   static int64_t BytesFor(const ModelConfig& config, KvTypes types, int n_ctx, int max_rows);
 
  private:
@@ -44,6 +45,7 @@ class KvCache {
     Buffer memory;
     std::vector<uint8_t*> free;
     int64_t n_pages = 0;
+    int64_t page_bytes = 0;
   };
   struct Sequence {
     int length = 0;
@@ -51,11 +53,17 @@ class KvCache {
     int first_page = 0;  // pages of window layers before it have been freed
   };
   static int64_t PagesFor(const ModelConfig& config, int kind, int n_ctx, int max_rows);
+  static int64_t DevicePagesFor(const ModelConfig& config, const KvLayout& layout, int kind, int n_ctx, int max_rows);
+  // Of the page that holds tokens from 64 * page on.
+  Pool& PoolOf(int kind, int64_t page) {
+    return kind == kSplitKind && page >= layout_.device_tokens / kPageTokens ? rest_ : pools_[kind];
+  }
   void Free(Sequence& sequence, int kind, int begin, int end);
 
   KvLayout layout_;
   int window_;
   Pool pools_[kLayerKinds];
+  Pool rest_;  // of kSplitKind, what is with the CPU
   std::vector<Sequence> sequences_;
 };
 

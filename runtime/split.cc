@@ -58,6 +58,8 @@ class Splitter {
       if (splits) {
         SplitFfn(op, ops[i + 1], ops[i + 2]);
         i += 2;
+      } else if (op.kind == OpKind::kAttention && SplitsKv(op.layer)) {
+        SplitAttention(op);
       } else {
         Whole(op, Side(ops, i));
       }
@@ -78,6 +80,11 @@ class Splitter {
   int64_t HotNeurons(int layer) const { return placement_.layers[layer].n_hot; }
   static bool IsFirstOfFfn(const Op& op) {
     return op.kind == OpKind::kLinear && (op.projections[0].out == Slot::kGate || op.projections[0].out == Slot::kUp);
+  }
+
+  bool SplitsKv(int layer) const {
+    return placement_.SplitsKv() && placement_.layers[layer].kv == Memory::kDevice &&
+           !model_.config.IsWindowLayer(layer);
   }
 
   // Where an FFN's input is normed and its sum merged: where all of it is, else where the attention in front was, which
@@ -150,6 +157,27 @@ class Splitter {
     }
     Half(side).program.ops.push_back(op);
     if (op.kind != OpKind::kLinear) Wrote(side, op.out);
+  }
+
+  // Both sides attend to the tokens that they hold; the device merges.
+  void SplitAttention(const Op& op) {
+    for (const Memory side : {Memory::kDevice, Memory::kCpu}) {
+      for (const Slot slot : {Slot::kQuery, Slot::kKey, Slot::kValue}) Need(side, slot);
+      Op state = op;
+      state.kind = OpKind::kAttentionState;
+      state.out = side == Memory::kDevice ? Slot::kState : Slot::kOtherState;
+      (side == Memory::kDevice ? state.end_token : state.first_token) = placement_.device_tokens;
+      Half(side).program.ops.push_back(state);
+      Wrote(side, state.out);
+    }
+    for (Model* half : {&split_.cpu, &split_.device})
+      for (const Slot slot : {Slot::kState, Slot::kOtherState})
+        half->program.width[static_cast<size_t>(slot)] =
+            AttentionStateWidth(model_.config.n_head, model_.config.head_dim);
+    Need(Memory::kDevice, Slot::kOtherState);
+    Half(Memory::kDevice)
+        .program.ops.push_back({.kind = OpKind::kAttentionMerge, .layer = op.layer, .in = Slot::kState, .out = op.out});
+    Wrote(Memory::kDevice, op.out);
   }
 
   void SplitFfn(const Op& product, const Op& act, const Op& down) {

@@ -81,7 +81,7 @@ TokenId TokenAt(int sequence, int position) { return (position * 37 + sequence *
 // What both sequences answer: prompts of a page and more, in pieces of rows of that kind, then generated tokens side by
 // side. All logits.
 Logits Play(Engine& engine, RowKind kind) {
-  constexpr int kPrompt[2] = {70, 9}, kPiece = 40, kGenerated = 4;
+  constexpr int kPrompt[2] = {140, 9}, kPiece = 75, kGenerated = 4;
   Logits logits;
   const auto step = [&](const Batch& batch) {
     engine.Step(batch);
@@ -151,6 +151,7 @@ DeviceOptions RandomPlan(const Loaded& loaded, std::mt19937& random) {
     const int64_t blocks = (config.n_ff + kHotBlock - 1) / kHotBlock;
     layer.n_hot = std::min<int64_t>(config.n_ff, random() % (blocks + 1) * kHotBlock);
   }
+  if (random() % 2) placement.device_tokens = kPageTokens * (1 + random() % 2);
   return {.device = Emulate(), .placement = placement};
 }
 
