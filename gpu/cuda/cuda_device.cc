@@ -20,7 +20,10 @@ using cuda::Program;
 using cuda::StepShape;
 
 constexpr int64_t kUploadBytes = int64_t{16} << 20;  // of each of two page-locked buffers
-constexpr int kSpins = 1 << 14;                      // looks at a flag between asking whether the device is still there
+// Of the budget, kept for what SetProgram takes: activations, partial results of attention, logits, tables. A model of
+// 7B takes 30 MB.
+constexpr int64_t kProgramBytes = int64_t{48} << 20, kProgramShare = 16;
+constexpr int kSpins = 1 << 14;  // looks at a flag between asking whether the device is still there
 
 // The tables of a step, side by side in page-locked memory and on the device.
 class StepMemory {
@@ -109,12 +112,18 @@ class CudaDevice final : public Device {
   void* AllocateStagingBytes(int64_t bytes, const char* what) override;
   void FreeStagingBytes(void* data, int64_t bytes) noexcept override;
 
+  // What the budget still allows.
+  int64_t LeftOfBudget() const {
+    return budget_bytes_ - bytes_in_use_ - (preparing_ ? 0 : std::min(kProgramBytes, budget_bytes_ / kProgramShare));
+  }
   // Makes the GPU current for this thread; throws DeviceLost when it is lost.
   void Enter() const;
   void Check(cudaError_t code, const char* what);
   void Lose(cudaError_t code, const char* what) noexcept;
   void CopyIn(DeviceAddress to, std::span<const uint8_t> from);
   void UploadPages(const DeviceStep& step);
+  void Prepare(std::vector<DeviceOp> ops, const DeviceLimits& limits);
+  void ForgetProgram() noexcept;
   cudaGraph_t Capture(const StepShape& shape);
   void LoadKernels(const DeviceLimits& limits);
   void Record(const DeviceLimits& limits);
@@ -138,6 +147,7 @@ class CudaDevice final : public Device {
   std::vector<void*> registered_;          // host memory that was page-locked for logits
   std::map<int, cudaGraphExec_t> graphs_;  // of n generated rows, all wanted, one per sequence
   uint32_t step_number_ = 0;
+  bool preparing_ = false;  // a program, which takes what was kept for it
   std::atomic<bool> abandoned_ = false, lost_ = false;
   mutable std::mutex mutex_;
   std::string lost_because_;
@@ -170,14 +180,10 @@ CudaDevice::~CudaDevice() {
   cudaSetDevice(index_);
   Abandon();
   cudaStreamSynchronize(stream_);
-  for (const auto& [rows, graph] : graphs_) cudaGraphExecDestroy(graph);
-  for (void* data : registered_) cudaHostUnregister(data);
+  ForgetProgram();  // buffers give their memory back through this object, so before its own end
+  for (StagingBuffer& buffer : upload_) buffer = StagingBuffer();
   for (cudaEvent_t event : uploaded_)
     if (event) cudaEventDestroy(event);
-  // Members that are buffers give their memory back through this object, so before its own end.
-  scratch_.clear();
-  step_memory_ = DeviceBuffer();
-  for (StagingBuffer* buffer : {&step_staging_, &flags_, &upload_[0], &upload_[1]}) *buffer = StagingBuffer();
   cudaStreamDestroy(stream_);
 }
 
@@ -211,14 +217,13 @@ int64_t CudaDevice::free_bytes() const {
   size_t free = 0, total = 0;
   cudaSetDevice(index_);
   if (cudaMemGetInfo(&free, &total) != cudaSuccess) return 0;
-  return std::max<int64_t>(0, std::min(budget_bytes_ - bytes_in_use_, static_cast<int64_t>(free)));
+  return std::max<int64_t>(0, std::min(LeftOfBudget(), static_cast<int64_t>(free)));
 }
 
 DeviceAddress CudaDevice::AllocateBytes(int64_t bytes, const char* what) {
   Enter();
-  if (bytes > budget_bytes_ - bytes_in_use_)
-    throw DeviceOutOfMemory("{} has no {} bytes for {}: {} are left of its budget", name_, bytes, what,
-                            budget_bytes_ - bytes_in_use_);
+  if (bytes > LeftOfBudget())
+    throw DeviceOutOfMemory("{} has no {} bytes for {}: {} are left of its budget", name_, bytes, what, LeftOfBudget());
   void* memory = nullptr;
   const cudaError_t code = cudaMalloc(&memory, static_cast<size_t>(bytes));
   if (code == cudaErrorMemoryAllocation) {
@@ -295,6 +300,28 @@ void CudaDevice::UploadPanels(const DeviceMatrix& to, int64_t begin, int64_t end
 void CudaDevice::SetProgram(std::vector<DeviceOp> ops, const DeviceLimits& limits) {
   Enter();
   CHECK(!program_);
+  preparing_ = true;
+  try {
+    Prepare(std::move(ops), limits);
+  } catch (...) {
+    ForgetProgram();  // the host may come with a smaller one
+    throw;
+  }
+}
+
+void CudaDevice::ForgetProgram() noexcept {
+  for (const auto& [rows, graph] : graphs_) cudaGraphExecDestroy(graph);
+  for (void* data : registered_) cudaHostUnregister(data);
+  graphs_.clear();
+  registered_.clear();
+  program_.reset();
+  scratch_.clear();
+  step_memory_ = DeviceBuffer();
+  for (StagingBuffer* buffer : {&step_staging_, &flags_}) *buffer = StagingBuffer();
+  preparing_ = false;
+}
+
+void CudaDevice::Prepare(std::vector<DeviceOp> ops, const DeviceLimits& limits) {
   layout_.emplace(limits);
   step_staging_ = AllocateStaging(layout_->bytes(), "the tables of a step");
   step_memory_ = Allocate(layout_->bytes(), "the tables of a step");
@@ -324,7 +351,12 @@ void CudaDevice::SetProgram(std::vector<DeviceOp> ops, const DeviceLimits& limit
 cudaGraph_t CudaDevice::Capture(const StepShape& shape) {
   cudaGraph_t graph = nullptr;
   Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording a step");
-  program_->Enqueue(queue_, shape);
+  try {
+    program_->Enqueue(queue_, shape);
+  } catch (...) {
+    cudaStreamEndCapture(stream_, &graph);
+    throw;
+  }
   Check(cudaStreamEndCapture(stream_, &graph), "recording a step");
   return graph;
 }

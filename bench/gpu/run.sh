@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# On a machine with an NVIDIA GPU, in a folder that prepare.sh packed: builds, checks every kernel and hybrid runs of
+# small models, looks for bad memory accesses, and times kernels and whole steps of synthetic models of 7B. Under 10
+# minutes on 16 cores; weights are made here and say nothing, and the build is without oneDNN.
+#   ./run.sh [WORK]      WORK (/tmp/thermocline-gpu) gets the build and a model of 4 GB
+set -uo pipefail
+
+folder=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
+work=${1:-/tmp/thermocline-gpu}
+packages=$work/packages
+log=$work/log
+mkdir -p "$packages" "$work/source" && : >"$log" || exit 1
+cd "$work" || exit 1
+failed=()
+
+# stage NAME COMMAND...: what it says goes to the log; of what failed the end is shown.
+stage() {
+  local name=$1 begin=$SECONDS verdict=passed from
+  shift
+  from=$(($(wc -l <"$log") + 1))
+  "$@" >>"$log" 2>&1 || { verdict=FAILED failed+=("$name"); tail -n "+$from" "$log" | tail -n 25; }
+  printf -- '--- %s: %s after %d s\n' "$name" "$verdict" "$((SECONDS - begin))"
+  [[ $verdict == passed ]]
+}
+
+unpack() {
+  local package
+  for package in "$folder"/packages/*.deb; do dpkg -x "$package" "$packages" || return 1; done
+  tar -xf "$folder/source.tar" -C source && gunzip -c "$folder/vocabulary.gguf.gz" >vocabulary.gguf
+}
+
+# Only for the GPU that is here. Tests read committed data that did not travel; those of kernels need none.
+build() {
+  export PKG_CONFIG_SYSROOT_DIR=$packages PKG_CONFIG_ALLOW_SYSTEM_CFLAGS=1 PKG_CONFIG_ALLOW_SYSTEM_LIBS=1
+  export PKG_CONFIG_LIBDIR=$packages/usr/lib/x86_64-linux-gnu/pkgconfig:$packages/usr/share/pkgconfig
+  export LD_LIBRARY_PATH=$packages/usr/lib/x86_64-linux-gnu:$packages/lib/x86_64-linux-gnu:${LD_LIBRARY_PATH-}
+  PATH=$packages/usr/bin:$PATH cmake -S source --preset release -B build -DTHERMOCLINE_ONEDNN=OFF -DTHERMOCLINE_CUDA=ON \
+    -DCMAKE_CUDA_ARCHITECTURES=native -DCMAKE_PREFIX_PATH="$packages/usr" -DPKG_CONFIG_EXECUTABLE="$packages/usr/bin/pkgconf" \
+    -DXBYAK_INCLUDE_DIR="$packages/usr/include" -DCMAKE_EXE_LINKER_FLAGS="-Wl,-rpath-link,${LD_LIBRARY_PATH%:}" &&
+    ninja -C build thermocline cuda_test gpu_kernels
+}
+
+sanitize() {
+  compute-sanitizer --error-exitcode 1 build/tests/gpu/cuda/cuda_test -tc='*any company*,*merge into*,norm*,hybrid*'
+}
+
+measure() {
+  build/thermocline bench --cache-packed "$@" model.gguf 2>&1 | grep -E '^\||memory of|layers|error' | grep -v -- '---'
+}
+
+table() {
+  export HOME=$work XDG_CACHE_HOME=$work/cache
+  local share megabytes
+  measure --gpu off -p 512 -n 32 -r 1
+  measure --gpu 0 -p 512,2048 -n 64 -r 2
+  megabytes=$(($(stat -c %s model.gguf) >> 20))
+  for share in 25 50 75; do
+    echo "--vram $share % of the model"
+    measure --gpu 0 --vram "$((megabytes * share / 100))M" -p 512 -n 32 -r 1
+  done
+}
+
+stage 'unpack' unpack && stage 'build' build || exit 1
+stage 'tests' build/tests/gpu/cuda/cuda_test
+stage 'compute-sanitizer' sanitize
+build/bench/gpu/gpu_kernels
+stage 'synthetic 7B, ReLU, 90 % silent' build/thermocline synth --shape 7b --vocabulary vocabulary.gguf \
+  --activation relu --sparsity 0.9 model.gguf && table
+printf 'stages failed: %d\n' "${#failed[@]}"
+((${#failed[@]} == 0))
