@@ -20,6 +20,7 @@ constexpr Command kCommands[] = {
     {"quantize", "Write a model with smaller weights", RunQuantize},
     {"synth", "Write a model with random weights, for measuring speed", RunSynth},
     {"bench", "Measure the speed of prefill and decode", RunBench},
+    {"plan", "Show which memory would hold what, and how fast a token would be", RunPlan},
     {"machine", "Show what this machine has and how fast it reads memory", RunMachine},
     {"pull", "Fetch a model into the cache", RunPull},
 };

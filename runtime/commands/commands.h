@@ -16,6 +16,7 @@ int RunPerplexity(const Command& command, std::vector<std::string> args);
 int RunProfile(const Command& command, std::vector<std::string> args);
 int RunQuantize(const Command& command, std::vector<std::string> args);
 int RunBench(const Command& command, std::vector<std::string> args);
+int RunPlan(const Command& command, std::vector<std::string> args);
 int RunMachine(const Command& command, std::vector<std::string> args);
 int RunSynth(const Command& command, std::vector<std::string> args);
 int RunPull(const Command& command, std::vector<std::string> args);
