@@ -16,7 +16,23 @@ constexpr int64_t kPassBytes = 128 * 1024;
 // From this many rows on, the loop over K blocks is outside the one over panels: what all rows have of a K block then
 // stays in L2. Fewer rows stay there whole, and weights are read in order.
 constexpr int64_t kRowsOutgrowL2 = 64;
+// Where y is read and written for many K blocks, so many rows at most go through them together: what they have of a K
+// block and of y, 300 KB for 8 panels, then stays in 1 MB of L2. On a Zen 5 a product of 512 rows and 2048 k is 4 %
+// faster so than with y in the last level.
+constexpr int64_t kTileRowsTogether = 192, kManyK = 3 * kTileK;
 constexpr int kTilePanels = 2;
+
+// Calls run(args of these rows, number of rows) for parts of the m rows, as even as possible and of at most `most`.
+template <typename Run>
+void InParts(LinearArgs args, int64_t m, int64_t most, const Run& run) {
+  for (int64_t parts = (m + most - 1) / most; parts > 0; --parts) {
+    const int64_t now = (m + parts - 1) / parts;
+    run(args, now);
+    args.x += now * args.x_stride_bytes;
+    args.y = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(args.y) + now * args.y_stride_bytes);
+    m -= now;
+  }
+}
 
 }  // namespace
 
@@ -28,7 +44,6 @@ struct LinearKernel::Code {
     return jit.back()->Finish<Fn>(poisoned);
   }
   void RunRows(const LinearArgs& args, int64_t m) const;
-  void RunPasses(LinearArgs args, int64_t m, int64_t most) const;  // at most so many rows at a time
   void RunTiles(const LinearArgs& args, int64_t m) const;
   void RunKBlock(const LinearArgs& args, int64_t m, int64_t panel, int64_t first_block) const;
   void RunTile(TileArgs args, int64_t m, int panels) const;
@@ -67,20 +82,12 @@ void LinearKernel::Code::RunRows(const LinearArgs& args, int64_t m) const {
     part.panel += panel * panel_bytes;
     part.y += panel * kPanelRows;
     part.n_panels = std::min(step, args.n_panels - panel);
-    RunPasses(part, m, most);
-  }
-}
-
-void LinearKernel::Code::RunPasses(LinearArgs args, int64_t m, int64_t most) const {
-  for (int64_t parts = (m + most - 1) / most; parts > 0; --parts) {
-    const int64_t now = (m + parts - 1) / parts;
-    if (rows.size() == 1)
-      LinearReference(format, args);
-    else
-      rows[now](&args);
-    args.x += now * args.x_stride_bytes;
-    args.y = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(args.y) + now * args.y_stride_bytes);
-    m -= now;
+    InParts(part, m, most, [&](const LinearArgs& pass, int64_t now) {
+      if (rows.size() == 1)
+        LinearReference(format, pass);
+      else
+        rows[now](&pass);
+    });
   }
 }
 
@@ -137,7 +144,8 @@ void LinearKernel::Run(const LinearArgs& args, int64_t m) const {
   if (m <= kFewRows || code_->tile[1].empty())
     code_->RunRows(args, m);
   else
-    code_->RunTiles(args, m);
+    InParts(args, m, args.n_blocks * code_->format.block_k() < kManyK ? m : kTileRowsTogether,
+            [&](const LinearArgs& part, int64_t now) { code_->RunTiles(part, now); });
 }
 
 }  // namespace thermocline
