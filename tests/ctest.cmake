@@ -43,6 +43,9 @@ function(register name label isa)
   if(isa)
     set_tests_properties(${name} PROPERTIES ENVIRONMENT "THERMOCLINE_ISA=${isa}")
   endif()
+  if(name MATCHES "/overlap")
+    set_tests_properties(${name} PROPERTIES RUN_SERIAL ON)  # takes the time of what runs at once
+  endif()
 endfunction()
 
 foreach(source ${sources})

@@ -240,6 +240,23 @@ TEST_CASE("session: an interruption within a step leaves what was held before it
   CHECK(f.decoder.held.size() == 512);
 }
 
+TEST_CASE("session: where the engine lost all sequences, the next request feeds everything again") {
+  Fixture f;
+  f.decoder.Say("one");
+  f.session.Generate(f.Tokens("abc"), f.options);
+  f.decoder.on_feed = [&] {
+    f.decoder.held.clear();
+    throw SequencesLost("the device was lost");
+  };
+  CHECK_THROWS_AS(f.session.Generate(f.Tokens("abcd"), f.options), SequencesLost);
+  f.decoder.on_feed = {};
+  f.decoder.script.clear();
+  f.decoder.Say("two");
+  f.shown.clear();
+  f.session.Generate(f.Tokens("abcd"), f.options);
+  CHECK(f.shown == "two");
+}
+
 TEST_CASE("conversation: a second turn costs only its new tokens, however the answer would be encoded") {
   Fixture f;
   Conversation conversation(f.session, *f.tokenizer, f.chatml, "Be brief.");
