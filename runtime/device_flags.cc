@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 
@@ -82,7 +83,7 @@ DeviceOptions DeviceFlags::Open() const {
     throw Error("--gpu {}: {}. Leave the flag out, and the CPU computes everything.", index,
                 n_devices == 0 ? why_none : fmt::format("the GPUs here are 0 to {}", n_devices - 1).c_str());
   try {
-    options.device = OpenDevice(index, budget);
+    options.device = OpenDevice(index, vram_ ? std::max<int64_t>(budget, 1) : 0);
   } catch (const DeviceError& error) {
     if (gpu != "auto") throw;
     Note("{}; the CPU computes everything", TerminalSafe(error.what()));
