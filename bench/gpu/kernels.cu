@@ -207,7 +207,7 @@ int Main(bool quick) {
     for (const int cut : {0, 2, 4, 8}) TimeLinear(queue, bandwidth, DType::kQ4_0, shape, 1, cut);
   for (const Shape& shape : {both, qkv, out, head}) TimeLinear(queue, bandwidth, DType::kQ4_0, shape, 1, 0);
   for (const int m : {2, 4, 8}) TimeLinear(queue, bandwidth, DType::kQ4_0, gate, m, 0);
-  for (const DType type : {DType::kQ4_1, DType::kQ8_0, DType::kQ4_K, DType::kQ6_K})
+  for (const DType type : {DType::kQ4_1, DType::kQ5_0, DType::kQ8_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K})
     for (const int m : {1, 8}) TimeLinear(queue, bandwidth, type, gate, m, 0);
   TimeSmall(queue);
   if (quick) return 0;

@@ -9,6 +9,8 @@
 //   Q8_0   unit [chunk][lane: quad i of row 0, of row 1, quad i + 4 of row 0, of row 1], signed; scales as Q4_0
 //   Q4_K   block [unit: codes as Q4_1][unit: [r: u8 scales of (0,0) (0,1) (1,0) (1,1), 4 u8 mins]]
 //          [r: F16 d of row 0, of row 1, dmin of row 0, of row 1]
+//   Q5_0, Q5_1, Q5_K   as Q4_0, Q4_1, Q4_K, but behind the codes of each unit are [lane: bit 4c + 2row + half of its
+//          bytes: bit 4 of chunk c, row, quad i or (half 1) i + 4]; of Q5_0 less 16 in two's complement
 //   Q6_K   less 32 in two's complement: block [unit: lower 4 bits as Q4_1, then [lane: of chunk 0, 1 a word of bits 4
 //   and 5: bits 0-1 of a byte: row 0,
 //          quad i; 2-3: row 0, quad i + 4; 4-7: row 1]][unit: [r: s8 scales of halves 0..3 of the 64 k of row 0, then
@@ -83,6 +85,29 @@ __host__ __device__ inline void InterleaveNibbles(const uint8_t* chunks, int chu
   for (int j = 0; j < 4; ++j)
     *reinterpret_cast<uint32_t*>(out + 16 * lane + 4 * j) =
         *reinterpret_cast<const uint32_t*>(LineWord(chunks + j / 2 * chunk_bytes, i, r + j % 2 * 8)) ^ flipped;
+}
+
+// Bit 4 of the codes of two chunks of 5 bits, behind whose nibbles there is a line of them.
+__host__ __device__ inline void InterleaveFifthBits(const uint8_t* chunks, int lane, uint8_t flipped, uint8_t* out) {
+  const int r = lane / 4, i = lane % 4;
+  for (int b = 0; b < 4; ++b) {
+    int bits = 0;
+    for (int j = 0; j < 8; ++j) {
+      const int line_byte = LineWord(chunks + j / 4 * 320 + 256, 0, r + j / 2 % 2 * 8)[b];
+      bits |= (line_byte >> (i + j % 2 * 4) & 1) << j;
+    }
+    out[4 * lane + b] = static_cast<uint8_t>(bits) ^ flipped;
+  }
+}
+
+// Adds them to nibbles.
+__device__ inline void AddFifthBits(uint32_t bits, int chunk, uint32_t (&a)[4]) {
+  constexpr uint32_t kFifth = 0x10101010;
+  bits >>= 4 * chunk;
+  a[0] |= bits << 4 & kFifth;
+  a[2] |= bits << 3 & kFifth;
+  a[1] |= bits << 2 & kFifth;
+  a[3] |= bits << 1 & kFifth;
 }
 
 // The F16 of two groups x 16 rows; `stride` bytes per r in `out`.
@@ -185,22 +210,95 @@ struct Tile<DType::kQ8_0> {
 };
 
 template <>
-struct Tile<DType::kQ4_K> {
-  static constexpr int kBlockK = 256, kBlockBytes = 2368, kFactor = 1;
+struct Tile<DType::kQ5_0> {
+  static constexpr int kBlockK = 64, kBlockBytes = 704, kFactor = 8;
+  static constexpr bool kHasMin = false, kHalves = false;
+  uint4 codes;
+  uint2 scales;
+  uint32_t fifth;
+
+  template <typename From>
+  __device__ void Load(const uint8_t* panel, int unit, int lane) {
+    const uint8_t* at = panel + static_cast<int64_t>(unit) * kBlockBytes;
+    codes = From::template Read<uint4>(at + 16 * lane);
+    fifth = From::template Read<uint32_t>(at + 512 + 4 * lane);
+    scales = From::template Read<uint2>(at + 640 + lane / 4 * 8);
+  }
+  __device__ void Fragment(int chunk, uint32_t (&a)[4]) const {
+    constexpr uint32_t kSign = 0x80808080, kLow = 0x78787878;
+    const uint32_t row0 = chunk == 0 ? codes.x : codes.z, row1 = chunk == 0 ? codes.y : codes.w;
+    const uint32_t bits = chunk == 0 ? fifth << 4 : fifth;  // of the chunk: 4 to 7
+    a[0] = (row0 << 3 & kLow) | (bits << 3 & kSign);
+    a[2] = (row0 >> 1 & kLow) | (bits << 2 & kSign);
+    a[1] = (row1 << 3 & kLow) | (bits << 1 & kSign);
+    a[3] = (row1 >> 1 & kLow) | (bits & kSign);
+  }
+  __device__ float Scale(int chunk, int, int row) const { return HalfOf(scales, 2 * chunk + row); }
+  __device__ float Min(int, int) const { return 0; }
+
+  __host__ __device__ static void Interleave(const uint8_t* block, int lane, uint8_t* out) {
+    InterleaveNibbles(block, 320, lane, 0, out);
+    InterleaveFifthBits(block, lane, 0xff, out + 512);
+    if (lane < 8) InterleaveHalves(block + 640, lane, out + 640 + 8 * lane);
+  }
+};
+
+template <>
+struct Tile<DType::kQ5_1> {
+  static constexpr int kBlockK = 64, kBlockBytes = 768, kFactor = 1;
   static constexpr bool kHasMin = true, kHalves = false;
-  static constexpr int kScales = 2048, kSuper = 2304;
+  uint4 codes, scales_and_mins;
+  uint32_t fifth;
+
+  template <typename From>
+  __device__ void Load(const uint8_t* panel, int unit, int lane) {
+    const uint8_t* at = panel + static_cast<int64_t>(unit) * kBlockBytes;
+    codes = From::template Read<uint4>(at + 16 * lane);
+    fifth = From::template Read<uint32_t>(at + 512 + 4 * lane);
+    scales_and_mins = From::template Read<uint4>(at + 640 + lane / 4 * 16);
+  }
+  __device__ void Fragment(int chunk, uint32_t (&a)[4]) const {
+    chunk == 0 ? Nibbles(codes.x, codes.y, a) : Nibbles(codes.z, codes.w, a);
+    AddFifthBits(fifth, chunk, a);
+  }
+  __device__ float Scale(int chunk, int, int row) const {
+    return HalfOf({scales_and_mins.x, scales_and_mins.y}, 2 * chunk + row);
+  }
+  __device__ float Min(int chunk, int row) const {
+    return HalfOf({scales_and_mins.z, scales_and_mins.w}, 2 * chunk + row);
+  }
+
+  __host__ __device__ static void Interleave(const uint8_t* block, int lane, uint8_t* out) {
+    InterleaveNibbles(block, 320, lane, 0, out);
+    InterleaveFifthBits(block, lane, 0, out + 512);
+    if (lane >= 8) return;
+    InterleaveHalves(block + 640, lane, out + 640 + 16 * lane);
+    InterleaveHalves(block + 704, lane, out + 648 + 16 * lane);
+  }
+};
+
+// Q4_K and Q5_K.
+template <int kBits>
+struct TileK {
+  static constexpr int kBlockK = 256, kUnitBytes = 128 * kBits, kFactor = 1;
+  static constexpr int kScales = 4 * kUnitBytes, kSuper = kScales + 256, kBlockBytes = kSuper + 64;
+  static constexpr bool kHasMin = true, kHalves = false;
   uint4 codes;
   uint2 scales_and_mins, super;
+  uint32_t fifth;
 
   template <typename From>
   __device__ void Load(const uint8_t* panel, int unit, int lane) {
     const uint8_t* block = panel + static_cast<int64_t>(unit / 4) * kBlockBytes;
-    codes = From::template Read<uint4>(block + unit % 4 * 512 + 16 * lane);
+    const uint8_t* at = block + unit % 4 * kUnitBytes;
+    codes = From::template Read<uint4>(at + 16 * lane);
+    if (kBits == 5) fifth = From::template Read<uint32_t>(at + 512 + 4 * lane);
     scales_and_mins = From::template Read<uint2>(block + kScales + unit % 4 * 64 + lane / 4 * 8);
     super = From::template Read<uint2>(block + kSuper + lane / 4 * 8);
   }
   __device__ void Fragment(int chunk, uint32_t (&a)[4]) const {
     chunk == 0 ? Nibbles(codes.x, codes.y, a) : Nibbles(codes.z, codes.w, a);
+    if (kBits == 5) AddFifthBits(fifth, chunk, a);
   }
   __device__ float Scale(int chunk, int, int row) const {
     return HalfOf(super, row) * static_cast<float>(scales_and_mins.x >> 8 * (2 * chunk + row) & 255);
@@ -210,8 +308,11 @@ struct Tile<DType::kQ4_K> {
   }
 
   __host__ __device__ static void Interleave(const uint8_t* block, int lane, uint8_t* out) {
+    constexpr int kChunkBytes = 64 * kBits;
     for (int unit = 0; unit < 4; ++unit) {
-      InterleaveNibbles(block + 512 * unit, 256, lane, 0, out + 512 * unit);
+      const uint8_t* chunks = block + 2 * kChunkBytes * unit;
+      InterleaveNibbles(chunks, kChunkBytes, lane, 0, out + kUnitBytes * unit);
+      if (kBits == 5) InterleaveFifthBits(chunks, lane, 0, out + kUnitBytes * unit + 512);
       if (lane >= 8) continue;
       for (int j = 0; j < 8; ++j) {  // 4 scales, 4 mins
         const int group = 2 * unit + j % 4 / 2, row = lane + j % 2 * 8;
@@ -221,6 +322,10 @@ struct Tile<DType::kQ4_K> {
     if (lane < 8) InterleaveHalves(block + kSuper, lane, out + kSuper + 8 * lane);
   }
 };
+template <>
+struct Tile<DType::kQ4_K> : TileK<4> {};
+template <>
+struct Tile<DType::kQ5_K> : TileK<5> {};
 
 template <>
 struct Tile<DType::kQ6_K> {
@@ -288,6 +393,9 @@ void WithTile(DType type, const F& f) {
     case DType::kQ4_0: f(Tile<DType::kQ4_0>{}); break;
     case DType::kQ4_1: f(Tile<DType::kQ4_1>{}); break;
     case DType::kQ8_0: f(Tile<DType::kQ8_0>{}); break;
+    case DType::kQ5_0: f(Tile<DType::kQ5_0>{}); break;
+    case DType::kQ5_1: f(Tile<DType::kQ5_1>{}); break;
+    case DType::kQ5_K: f(Tile<DType::kQ5_K>{}); break;
     case DType::kQ4_K: f(Tile<DType::kQ4_K>{}); break;
     case DType::kQ6_K: f(Tile<DType::kQ6_K>{}); break;
     default: break;

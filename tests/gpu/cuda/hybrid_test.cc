@@ -16,9 +16,10 @@ namespace {
 using Logits = std::vector<std::vector<float>>;
 
 constexpr int kContext = 256;
-// Over the largest logit of a position. Where prompt rows are rounded to 8 bits, a difference of the last bit now and
-// then becomes one of a rounding step.
-constexpr double kGenerated = 1e-3, kPrompt = 2e-2;
+// Over the largest logit of a position. A GPU sums in other orders, so that now and then a key between two F16s becomes
+// the other one; in a random model of few heads that may move a score by a few thousandths. Where prompt rows are
+// rounded to 8 bits, it is a rounding step of those.
+constexpr double kGenerated = 1e-3, kFlipped = 4e-3, kPrompt = 4e-2;
 
 struct Loaded {
   GgufWriter writer;
@@ -68,26 +69,33 @@ Logits Play(Engine& engine, RowKind kind) {
   return logits;
 }
 
-// max |d| over max |logit|, the worst position.
-double Worst(const Logits& expected, const Logits& logits) {
-  double worst = 0;
+struct Difference {
+  double worst = 0;                // max |d| over max |logit| of a position
+  int n_positions = 0, n_far = 0;  // above kGenerated
+};
+
+Difference Compare(const Logits& expected, const Logits& logits) {
+  Difference all;
   REQUIRE(expected.size() == logits.size());
   for (size_t i = 0; i < expected.size(); ++i) {
     double largest = 0, difference = 0;
     for (size_t j = 0; j < expected[i].size(); ++j) {
-      if (!std::isfinite(logits[i][j])) return INFINITY;
       largest = std::max(largest, std::abs(double{expected[i][j]}));
-      difference = std::max(difference, std::abs(double{expected[i][j]} - logits[i][j]));
+      const double d = std::abs(double{expected[i][j]} - logits[i][j]);
+      difference = std::isfinite(d) ? std::max(difference, d) : INFINITY;
     }
-    worst = std::max(worst, difference / largest);
+    all.worst = std::max(all.worst, difference / largest);
+    all.n_far += difference / largest > kGenerated;
+    ++all.n_positions;
   }
-  return worst;
+  return all;
 }
 
 Placement RandomPlacement(const ModelConfig& config, std::mt19937& random) {
   Placement placement = AllOnCpu(config);
   const auto memory = [&] { return random() % 2 ? Memory::kDevice : Memory::kCpu; };
   placement.head = memory();
+  if (random() % 2) placement.device_tokens = kPageTokens * (1 + static_cast<int>(random() % 2));
   for (LayerPlacement& layer : placement.layers) {
     layer.attention = memory();
     if (layer.attention == Memory::kDevice) layer.kv = memory();
@@ -105,6 +113,7 @@ TEST_CASE("hybrid: a GPU and the CPU give what the CPU gives alone") {
   const TinyOptions models[] = {
       {.type = DType::kQ4_0, .n_ff = 512},
       {.type = DType::kQ8_0, .n_ff = 544, .biases = true, .tied = false, .seed = 2},
+      {.type = DType::kQ5_0, .n_ff = 512, .n_head_kv = 4, .seed = 8},
       {.type = DType::kQ4_K, .n_embd = 256, .n_ff = 768, .seed = 3},
       {.arch = "gemma3", .type = DType::kQ4_1, .n_layer = 7, .n_ff = 512, .seed = 5},
       {.arch = "gemma3", .type = DType::kQ6_K, .n_embd = 256, .n_ff = 1024, .window = 70, .seed = 6},
@@ -120,12 +129,16 @@ TEST_CASE("hybrid: a GPU and the CPU give what the CPU gives alone") {
       DeviceOptions device{.device = OpenDevice(0, int64_t{1} << 30), .placement = {}};
       if (i > 0) device.placement = RandomPlacement(loaded.model.config, random);  // else whatever fits
       const auto engine = loaded.Start(std::move(device));
-      const double worst = Worst(generated, Play(*engine, RowKind::kGenerated));
-      const double worst_prompt = Worst(prompts, Play(*engine, RowKind::kPrompt));
-      MESSAGE(options.arch, " ", std::string(Info(options.type).name), " plan ", i, ": ", worst, ", prompts ",
-              worst_prompt);
-      CHECK(worst <= kGenerated);
-      CHECK(worst_prompt <= kPrompt);
+      const Logits logits = Play(*engine, RowKind::kGenerated);
+      const Difference generated_by = Compare(generated, logits);
+      const Difference prompts_by = Compare(prompts, Play(*engine, RowKind::kPrompt));
+      MESSAGE(options.arch, " ", std::string(Info(options.type).name), " plan ", i, ": ", generated_by.worst, ", ",
+              generated_by.n_far, " of ", generated_by.n_positions, " positions above ", kGenerated, "; prompts ",
+              prompts_by.worst);
+      CHECK(generated_by.worst <= kFlipped);
+      CHECK(generated_by.n_far <= generated_by.n_positions / 50);
+      CHECK(prompts_by.worst <= kPrompt);
+      CHECK(Play(*engine, RowKind::kGenerated) == logits);  // a race would show
       if (i == 0) CHECK(UsesDevice(engine->placement()));
     }
   }

@@ -11,7 +11,8 @@
 namespace thermocline::test {
 namespace {
 
-constexpr DType kTypes[] = {DType::kQ4_0, DType::kQ4_1, DType::kQ8_0, DType::kQ4_K, DType::kQ6_K};
+constexpr DType kTypes[] = {DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1,
+                            DType::kQ8_0, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
 
 struct Matrix {
   Matrix(DType type, int n, int k, std::mt19937& rng) : weights(static_cast<size_t>(n) * k), packed(type, n, k) {
