@@ -5,7 +5,10 @@
 set -euo pipefail
 
 packages=(libfmt-dev libfmt9 libhwloc-dev libhwloc15 libudev1 libxbyak-dev doctest-dev libcli11-dev nlohmann-json3-dev
-          libutf8proc-dev libutf8proc2 libedit-dev libedit2 libbsd0 libmd0 libtinfo6 pkgconf pkgconf-bin libpkgconf3)
+          libutf8proc-dev libutf8proc2 libedit-dev libedit2 libbsd0 libmd0 libtinfo6 pkgconf pkgconf-bin libpkgconf3
+          coinor-libcbc-dev coinor-libcbc3 coinor-libcgl-dev coinor-libcgl1 coinor-libclp-dev coinor-libclp1
+          coinor-libcoinutils-dev coinor-libcoinutils3v5 coinor-libosi-dev coinor-libosi1v5 libblas3 liblapack3
+          libgfortran5 libquadmath0 libbz2-1.0 libbz2-dev zlib1g zlib1g-dev libblas-dev liblapack-dev)
 
 (($# == 2)) || { sed -n '4s/^# *//p' "$0" >&2; exit 2; }
 root=$(git -C "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")" rev-parse --show-toplevel)

@@ -24,8 +24,12 @@ stage() {
 }
 
 unpack() {
-  local package
+  local package link
   for package in "$folder"/packages/*.deb; do dpkg -x "$package" "$packages" || return 1; done
+  # Absolute links mean a system that the packages are installed in.
+  find "$packages" -type l -lname '/*' -print0 | while IFS= read -r -d '' link; do
+    ln -sfn "$packages$(readlink "$link")" "$link"
+  done
   tar -xf "$folder/source.tar" -C source && gunzip -c "$folder/vocabulary.gguf.gz" >vocabulary.gguf
 }
 
@@ -33,10 +37,11 @@ unpack() {
 build() {
   export PKG_CONFIG_SYSROOT_DIR=$packages PKG_CONFIG_ALLOW_SYSTEM_CFLAGS=1 PKG_CONFIG_ALLOW_SYSTEM_LIBS=1
   export PKG_CONFIG_LIBDIR=$packages/usr/lib/x86_64-linux-gnu/pkgconfig:$packages/usr/share/pkgconfig
-  export LD_LIBRARY_PATH=$packages/usr/lib/x86_64-linux-gnu:$packages/lib/x86_64-linux-gnu:${LD_LIBRARY_PATH-}
+  local libraries=$packages/usr/lib/x86_64-linux-gnu
+  export LD_LIBRARY_PATH=$libraries:$libraries/blas:$libraries/lapack:$packages/lib/x86_64-linux-gnu:${LD_LIBRARY_PATH-}
   PATH=$packages/usr/bin:$PATH cmake -S source --preset release -B build -DTHERMOCLINE_ONEDNN=OFF -DTHERMOCLINE_CUDA=ON \
     -DCMAKE_CUDA_ARCHITECTURES=native -DCMAKE_PREFIX_PATH="$packages/usr" -DPKG_CONFIG_EXECUTABLE="$packages/usr/bin/pkgconf" \
-    -DXBYAK_INCLUDE_DIR="$packages/usr/include" -DCMAKE_EXE_LINKER_FLAGS="-Wl,-rpath-link,${LD_LIBRARY_PATH%:}" &&
+    -DXBYAK_INCLUDE_DIR="$packages/usr/include" -DCMAKE_EXE_LINKER_FLAGS="-L$libraries -L$libraries/blas -L$libraries/lapack -Wl,-rpath-link,${LD_LIBRARY_PATH%:}" &&
     ninja -C build thermocline cuda_test gpu_kernels
 }
 
