@@ -203,6 +203,9 @@ int Main(bool quick) {
   const Shape gate{"gate 11008 x 4096", 11008, 4096}, down{"down 4096 x 11008", 4096, 11008};
   const Shape out{"out 4096 x 4096", 4096, 4096}, head{"head 32000 x 4096", 32000, 4096};
   const Shape both{"gate+up 22016", 22016, 4096}, qkv{"qkv 12288 x 4096", 12288, 4096};
+  std::printf("warming up:\n");
+  TimeLinear(queue, bandwidth, DType::kQ4_0, gate, 1, 0);
+  std::printf("cut: warps that share a panel; 0: as the program chooses\n");
   for (const Shape& shape : {gate, down})
     for (const int cut : {0, 2, 4, 8}) TimeLinear(queue, bandwidth, DType::kQ4_0, shape, 1, cut);
   for (const Shape& shape : {both, qkv, out, head}) TimeLinear(queue, bandwidth, DType::kQ4_0, shape, 1, 0);
