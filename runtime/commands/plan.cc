@@ -183,6 +183,11 @@ int RunPlan(const Command& command, std::vector<std::string> args) {
         "a context of {} tokens is longer than the {} positions that the model has learned; choose a shorter one",
         request.n_ctx, model.config.n_ctx_train);
   const Topology topology = DetectTopology();
+  // Attention is measured over all of it.
+  if (const int64_t kv = KvBytes(model.config, request.kv_types, request.n_ctx);
+      kv > topology.memory_available_bytes / 2)
+    throw Error("a context of {} tokens takes {} MB to measure, more than half of what is free; choose a smaller one",
+                request.n_ctx, kv >> 20);
   const int n_threads = request.n_threads > 0 ? request.n_threads : topology.DefaultThreads();
   const Form form = MeasureFastest(file, model, request, n_threads);
   const DeviceRates device{1e9 * request.device_gbs, 1e-6 * request.launch_us, 1e-6 * request.transfer_us,

@@ -63,6 +63,7 @@ class Plan(unittest.TestCase):
             (("--heat", HERE / "missing"), 1, b"missing"),
             (("--heat", RELU), 1, b"not a .heat file"),
             (("--ram", "1K"), 1, b"both memories hold together"),
+            (("-c", "16000000"), 1, b"16000000 tokens takes"),
         ]:
             with self.subTest(args=args):
                 result = run("plan", RELU, "-c", "64", *args)
