@@ -40,6 +40,8 @@ inline constexpr int64_t kMaxHeatTokens = (1 << 24) - 1;
 inline constexpr int64_t kMaxHeatTargets = 64;
 
 // The command line and what it reads.
+inline constexpr size_t kMaxPlanBytes = size_t{1} << 20;  // JSON of `plan`: under 100 bytes a layer
+inline constexpr int kMaxPlanDepth = 8;
 inline constexpr size_t kMaxMessagesBytes = size_t{1} << 26;  // JSON of `template`
 inline constexpr int kMaxMessagesDepth = 16;
 inline constexpr size_t kMaxMessages = 1 << 16;

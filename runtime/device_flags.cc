@@ -12,6 +12,7 @@
 #include "models/limits.h"
 #include "models/quoted.h"
 #include "runtime/emulated_ops.h"
+#include "runtime/placement_file.h"
 #include "runtime/text_io.h"
 
 namespace thermocline {
@@ -50,6 +51,8 @@ void DeviceFlags::AddFlags(CommandLine& line) {
   line.AddText("--gpu", "DEVICE", &gpu_, fmt::format("Computes a part of the model beside the CPU: {}", device));
   line.AddText("--vram", "SIZE", &vram_,
                "Memory of the device to use, as 6G or 800M (what is free but for a reserve; emulated: 1G)");
+  line.AddText("--placement", "FILE", &placement_,
+               "What the device gets, as `plan --json` printed it (as much as its memory holds)");
 }
 
 void DeviceFlags::Check() const {
@@ -65,6 +68,7 @@ DeviceOptions DeviceFlags::Open() const {
   DeviceOptions options;
   options.on_note = [](const std::string& text) { Note("{}", TerminalSafe(text)); };
   if (gpu == "off") return options;
+  if (placement_) options.placement = ReadPlacement(*placement_);
   const int64_t budget = vram_ ? *ParseSize(*vram_) : 0;
   if (gpu == "emulated") {
     options.device = std::make_shared<EmulatedDevice>(

@@ -24,6 +24,8 @@ std::unique_ptr<Hybrid> Hybrid::Load(const GgufFile& file, const Model& model, T
                                      const DeviceOptions& options, KvTypes kv_types, const StepLimits& limits,
                                      const std::function<void(int64_t, int64_t)>& on_load) {
   if (!options.device) return nullptr;
+  if (options.placement && !IsPlacementOf(*options.placement, model.config))
+    throw Error("the placement is of another model than {}: its layers or their neurons are not the same", file.path());
   Device& device = *options.device;
   const auto note = [&](const std::string& text) {
     if (options.on_note) options.on_note(text);

@@ -14,6 +14,7 @@
 #include "runtime/device_flags.h"
 #include "runtime/engine.h"
 #include "runtime/kv_types.h"
+#include "runtime/placement_file.h"
 #include "runtime/text_io.h"
 
 namespace thermocline {
@@ -118,8 +119,6 @@ std::vector<Plan> MakePlans(const PlacementProblem& problem, bool layers_only) {
   return plans;
 }
 
-const char* Name(Memory memory) { return memory == Memory::kDevice ? "device" : "CPU"; }
-
 std::string LayerTable(const Placement& placement, int64_t n_ff) {
   std::string text = "layers      attention  keys, values  neurons on the device\n";
   const auto& layers = placement.layers;
@@ -155,17 +154,14 @@ std::string AsJson(const std::vector<Plan>& plans, const PlacementProblem& probl
                                 {"n_ff", problem.n_ff}};
   for (const Plan& plan : plans) {
     const Placement& placement = plan.solved.placement;
-    nlohmann::ordered_json layers = nlohmann::ordered_json::array();
-    for (const LayerPlacement& layer : placement.layers)
-      layers.push_back({{"n_hot", layer.n_hot}, {"attention", Name(layer.attention)}, {"kv", Name(layer.kv)}});
     const int64_t device = BytesOnDevice(problem, placement);
-    out["plans"].push_back({{"name", plan.name},
-                            {"seconds_per_token", plan.solved.seconds},
-                            {"bound", plan.solved.bound},
-                            {"cpu_bytes", BytesInAll(problem) - device},
-                            {"device_bytes", device},
-                            {"head", Name(placement.head)},
-                            {"layers", layers}});
+    nlohmann::ordered_json entry = {{"name", plan.name},
+                                    {"seconds_per_token", plan.solved.seconds},
+                                    {"bound", plan.solved.bound},
+                                    {"cpu_bytes", BytesInAll(problem) - device},
+                                    {"device_bytes", device}};
+    WritePlacement(placement, entry);
+    out["plans"].push_back(std::move(entry));
   }
   return out.dump() + "\n";
 }

@@ -46,6 +46,39 @@ class Plan(unittest.TestCase):
         for word in ("this plan", "whole layers", "no budget", "neurons on the device", "tokens/s"):
             self.assertIn(word, text)
 
+    def test_what_is_planned_is_what_runs(self):
+        chat = lambda *args: run("chat", RELU, "--raw", "-p", "x", "-n", "8", "--temp", "0", *args)
+        fast = ("--device-bandwidth", "1e4", "--device-launch", "0", "--device-latency", "0")
+        plan, answer = HERE / "plan.json", chat().stdout
+        for vram in ("100M", "4M", "200K"):
+            with self.subTest(vram=vram):
+                plan.write_bytes(run("plan", RELU, "--json", "-t", "1", "-c", "64", "--vram", vram, *fast).stdout)
+                placed = json.loads(plan.read_text())["plans"][0]
+                result = chat("--gpu", "emulated", "--placement", plan)
+                self.assertEqual((result.returncode, result.stdout), (0, answer), result.stderr)
+                said = result.stderr.decode()
+                self.assertEqual("the head" in said, placed["head"] == "device", said)
+                n_attention = sum(layer["attention"] == "device" for layer in placed["layers"])
+                self.assertIn(f"attention of {n_attention} of {len(placed['layers'])} layers", said)
+        for change, complaint in [
+            (lambda p: p["layers"].pop(), b"of another model"),
+            (lambda p: p["layers"][0].update(n_hot=32), b"of another model"),
+            (lambda p: p["layers"][0].update(n_hot=-64), b"layer 0: \"n_hot\" is no number"),
+            (lambda p: p["layers"][1].update(kv="disk"), b"layer 1: \"kv\" is neither"),
+            (lambda p: p.pop("head"), b"\"head\" is missing"),
+            (lambda p: p.update(layers=7), b"\"layers\" is no list"),
+        ]:
+            bad = json.loads(json.dumps(placed))
+            change(bad)
+            plan.write_text(json.dumps(bad))
+            result = chat("--gpu", "emulated", "--placement", plan)
+            self.assertEqual((result.returncode, result.stdout), (1, b""), result.stderr)
+            self.assertIn(complaint, result.stderr)
+        for text in ("", "{", "[]", '{"plans": []}', "[" * 5000):
+            plan.write_text(text)
+            result = chat("--gpu", "emulated", "--placement", plan)
+            self.assertEqual((result.returncode, result.stdout), (1, b""), result.stderr)
+
     def test_heat_is_read(self):
         self.assertIn("nothing is known of which neurons fire", self.plan("--sparsity", "exact")[1])
         text = HERE / "text.txt"
