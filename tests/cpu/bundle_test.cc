@@ -70,6 +70,35 @@ TEST_CASE("bundle: holds what the file holds") {
         }
 }
 
+TEST_CASE("bundle: a part of an FFN holds what the whole holds of its neurons") {
+  constexpr int64_t kEmbd = 256, kFf = 768;
+  for (const DType type : {DType::kQ4_0, DType::kQ8_0, DType::kQ5_1, DType::kF16, DType::kQ4_K})
+    for (const int64_t first : {64, 320, 704}) {
+      CAPTURE(Info(type).name);
+      CAPTURE(first);
+      const Ffn whole(type, type, kEmbd, kFf, Isa::kScalar);
+      const BundleShape shape{whole.shape.up, whole.shape.down, kEmbd, kFf - first};
+      const Buffer memory(shape.bytes(), "a test");
+      Bundles part(shape, memory.data());
+      const int64_t row_bytes = kEmbd / Info(type).block * Info(type).block_bytes;
+      for (int64_t slice = 0; slice < shape.n_slices(); ++slice)
+        part.PackSlice({type, whole.up.data + first * row_bytes, kEmbd}, {type, whole.down.data, kFf, first}, slice,
+                       Isa::kScalar);
+      std::vector<float> expected(kEmbd), row(kEmbd);
+      bool up_same = true, down_same = true;
+      for (int64_t j = first; j < kFf; ++j) {
+        whole.bundles.DequantizeUp(j, expected.data());
+        part.DequantizeUp(j - first, row.data());
+        up_same &= row == expected;
+        whole.bundles.DequantizeDown(j, expected.data());
+        part.DequantizeDown(j - first, row.data());
+        down_same &= row == expected;
+      }
+      CHECK(up_same);
+      CHECK(down_same);
+    }
+}
+
 TEST_CASE("bundle: other types are requantized to 8 bits") {
   for (const DType type : {DType::kF32, DType::kF16, DType::kBF16, DType::kQ4_K, DType::kQ6_K}) {
     CAPTURE(Info(type).name);

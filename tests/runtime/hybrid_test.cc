@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <random>
 #include <thread>
 
@@ -166,11 +167,12 @@ int64_t FailEach(const Try& attempt) {
 }  // namespace
 
 TEST_CASE("hybrid: random plans give what the CPU gives alone") {
-  const int n_plans = Plans(9, 200);
+  const int n_plans = Plans(10, 200);
   std::mt19937 random(1);
   std::vector<Loaded> models;
   for (const TinyOptions& options : Models()) models.emplace_back(options);
   models.emplace_back(SparseModel(), FfnMode::kExact);
+  models.emplace_back(TinyOptions{.type = DType::kQ8_0, .n_ff = 576, .seed = 10}, FfnMode::kThreshold);
   std::vector<Logits> expected;
   for (const Loaded& loaded : models) expected.push_back(Play(*loaded.Start(), RowKind::kGenerated));
   Difference all;
@@ -273,6 +275,33 @@ TEST_CASE("hybrid: the Nth op and upload of a step fails, for every N; what foll
   CHECK(FailEach([&](int64_t n) { return check({.launch = n}); }) >= 20);
   CHECK(FailEach([&](int64_t n) { return check({.upload = n}); }) == 1);
   CHECK(FailEach([&](int64_t n) { return check({.allocation = n}); }) == 0);  // a step takes no memory
+}
+
+TEST_CASE("hybrid: where the file is gone or another one, every request says so until it is back") {
+  const TinyOptions tiny{.type = DType::kQ4_0, .n_ff = 512};
+  const GgufWriter writer = TinyModel(tiny);
+  TinyOptions other = tiny;
+  other.seed = 99;
+  const GgufFile file = writer.Open();
+  const Model model = Model::FromGguf(file);
+  const std::shared_ptr<EmulatedDevice> device = Emulate();
+  std::function<GgufFile()> reopen;
+  EngineOptions options{.n_ctx = kContext, .n_threads = 1, .max_sequences = 2};
+  options.device.device = device;
+  options.reopen = [&] { return reopen(); };
+  Engine engine(file, model, options);
+  device->Lose();
+  const int sequence = engine.NewSequence();
+  const Batch batch = {{TokenAt(0, 0), sequence, 0, RowKind::kGenerated, true}};
+  CHECK_THROWS_AS(engine.Step(batch), SequencesLost);
+  reopen = []() -> GgufFile { throw Error("gone"); };
+  CHECK_THROWS_WITH_AS(engine.Step(batch), "gone", Error);
+  reopen = [&] { return TinyModel(other).Open(); };
+  CHECK_THROWS_WITH_AS(engine.Step(batch), doctest::Contains("has changed since it was loaded"), Error);
+  reopen = [&] { return writer.Open(); };
+  engine.Step(batch);
+  engine.FreeSequence(sequence);
+  CHECK(Play(engine, RowKind::kGenerated) == Play(*Loaded(tiny).Start(), RowKind::kGenerated));
 }
 
 TEST_CASE("hybrid: a step can be cancelled anywhere, whichever half waits for the other") {
