@@ -22,7 +22,7 @@ if(NOT THERMOCLINE_CUDA STREQUAL "OFF")
   endif()
 endif()
 if(NOT cuda_found)
-  message(STATUS "Without a CUDA toolkit: this build leaves out the kernels for NVIDIA GPUs (gpu/cuda).")
+  message(STATUS "Without CUDA: this build leaves out the kernels for NVIDIA GPUs (gpu/cuda).")
   return()
 endif()
 

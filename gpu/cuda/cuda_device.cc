@@ -433,7 +433,7 @@ void CudaDevice::Begin(const DeviceStep& step) {
 void CudaDevice::Raise(int flag) noexcept { FlagAt(flag).store(step_number_); }
 
 bool CudaDevice::Await(int flag) noexcept {
-  for (int spins = 1; FlagAt(flag).load(std::memory_order_acquire) != step_number_; ++spins) {
+  for (int64_t spins = 1; FlagAt(flag).load(std::memory_order_acquire) != step_number_; ++spins) {
     if (lost_ || abandoned_) return false;
     if (spins % kSpins != 0) continue;
     cudaSetDevice(index_);
