@@ -47,7 +47,7 @@ ThresholdPoint ThresholdFor(const Heat& heat, double mean) {
   const std::vector<float> zeros(heat.layers.size());
   ThresholdPoint before{0, 0, zeros, zeros};
   for (const ThresholdPoint& point : heat.thresholds) {
-    if (mean <= point.sparsity) {
+    if (static_cast<float>(mean) <= point.sparsity) {  // as it was when it was written
       const auto t = static_cast<float>((mean - before.sparsity) / (point.sparsity - before.sparsity));
       ThresholdPoint between{static_cast<float>(mean), std::lerp(before.rise, point.rise, t), {}, {}};
       for (size_t i = 0; i < zeros.size(); ++i) {

@@ -84,6 +84,9 @@ TEST_CASE("threshold: settings between those that are calibrated lie on a line")
   CHECK(between.levels[0] == doctest::Approx(0.2));
   CHECK(between.missed[0] == doctest::Approx(0.03));
   CHECK(between.sparsity == doctest::Approx(0.3));
+  heat.thresholds.push_back({0.7f, 0.2f, {0.5f, 0.2f}, {0.1f, 0.02f}});
+  CHECK(ThresholdFor(heat, 0.7).levels == heat.thresholds.back().levels);  // 0.7f is less than 0.7
+  heat.thresholds.pop_back();
   CHECK_THROWS_WITH_AS(ThresholdFor(heat, 0.5), doctest::Contains("50 % of neurons is more than the 40 %"), Error);
 }
 
