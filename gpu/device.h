@@ -201,9 +201,10 @@ class Device {
  public:
   virtual ~Device() = default;
 
-  virtual std::string name() const = 0;         // "NVIDIA GeForce RTX 4090"
-  virtual int64_t free_bytes() const = 0;       // that Allocate may still give, within the budget
-  virtual bool Supports(DType type) const = 0;  // as the type of a matrix
+  virtual std::string name() const = 0;                    // "NVIDIA GeForce RTX 4090"
+  virtual int64_t free_bytes() const = 0;                  // that Allocate may still give, within the budget
+  virtual bool Supports(DType type) const = 0;             // as the type of a matrix
+  virtual bool SupportsKv(KvTypes) const { return true; }  // whether pages may hold such keys and values
   virtual int64_t MatrixBytes(DType type, int64_t n, int64_t k) const { return PackedBytes(type, n, k); }
 
   // Zeroed, aligned to 256 bytes. Throws DeviceOutOfMemory naming `what`, in the budget or on the device.

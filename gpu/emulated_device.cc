@@ -160,6 +160,8 @@ int64_t EmulatedDevice::free_bytes() const {
 
 bool EmulatedDevice::Supports(DType type) const { return impl_->executor->Supports(type); }
 
+bool EmulatedDevice::SupportsKv(KvTypes types) const { return !impl_->options.f16_kv_only || types == KvTypes{}; }
+
 void EmulatedDevice::Upload(DeviceAddress to, std::span<const uint8_t> from) {
   impl_->CountUpload();
   std::memcpy(reinterpret_cast<void*>(to), from.data(), from.size());

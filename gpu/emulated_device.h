@@ -34,6 +34,7 @@ struct EmulatedDeviceOptions {
   double bytes_per_s = 0;       // of weights and KV read, at most; 0: as fast as it is
   double link_bytes_per_s = 0;  // of rows that pass between host and device, at most; 0: as fast as it is
   int64_t launch_ns = 0;        // an op takes at least so long
+  bool f16_kv_only = false;
   InjectedFailures failures{};
 };
 
@@ -50,6 +51,7 @@ class EmulatedDevice final : public Device {
   std::string name() const override { return "emulated device"; }
   int64_t free_bytes() const override;
   bool Supports(DType type) const override;
+  bool SupportsKv(KvTypes types) const override;
   void Upload(DeviceAddress to, std::span<const uint8_t> from) override;
   void Download(std::span<uint8_t> to, DeviceAddress from) override;
   void UploadPanels(const DeviceMatrix& to, int64_t begin, int64_t end, const uint8_t* packed) override;

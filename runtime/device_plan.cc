@@ -18,8 +18,8 @@ bool SupportsWeightsOf(const Device& device, const Model& model, const Op& op) {
 // Placements in the order in which a device's memory is filled, by a step from 0 on, where nothing is on the device.
 class Filling {
  public:
-  Filling(const Device& device, const Model& model, bool with_head)
-      : device_(device), model_(model), with_head_(with_head) {}
+  Filling(const Device& device, const Model& model, KvTypes kv_types, bool with_head)
+      : device_(device), model_(model), kv_types_(kv_types), with_head_(with_head) {}
 
   int64_t n_layer() const { return model_.config.n_layer; }
   int64_t n_blocks() const { return (model_.config.n_ff + kHotBlock - 1) / kHotBlock; }  // per layer
@@ -29,18 +29,19 @@ class Filling {
     Placement placement = AllOnCpu(model_.config);
     for (int64_t i = 0; i < n_layer(); ++i) {
       LayerPlacement& layer = placement.layers[i];
-      if (i < step) layer.attention = layer.kv = Memory::kDevice;
+      if (i < step && device_.SupportsKv(kv_types_)) layer.attention = layer.kv = Memory::kDevice;
       const int64_t blocks = std::max<int64_t>(0, step - n_layer() - with_head_);
       const int64_t here = blocks / n_layer() + (i < blocks % n_layer());
       layer.n_hot = std::min<int64_t>(here * kHotBlock, model_.config.n_ff);
     }
     if (with_head_ && step > n_layer()) placement.head = Memory::kDevice;
-    return Restrict(device_, model_, std::move(placement));
+    return Restrict(device_, model_, kv_types_, std::move(placement));
   }
 
  private:
   const Device& device_;
   const Model& model_;
+  const KvTypes kv_types_;
   const bool with_head_;
 };
 
@@ -60,7 +61,9 @@ bool UsesDevice(const Placement& placement) {
                      [](const LayerPlacement& layer) { return layer.n_hot > 0 || layer.attention == Memory::kDevice; });
 }
 
-Placement Restrict(const Device& device, const Model& model, Placement placement) {
+Placement Restrict(const Device& device, const Model& model, KvTypes kv_types, Placement placement) {
+  for (LayerPlacement& layer : placement.layers)
+    if (!device.SupportsKv(kv_types)) layer.kv = Memory::kCpu;
   for (const Op& op : model.program.ops) {
     if (op.kind != OpKind::kLinear || SupportsWeightsOf(device, model, op)) continue;
     if (op.layer < 0)
@@ -80,8 +83,8 @@ Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types,
     const KvLayout layout = LayoutOf(placement, model.config, kv_types);
     return DeviceSide::BytesFor(device, split, layout, limits).total() <= budget_bytes;
   };
-  const Filling filling_head(device, model, true);
-  const Filling filling(device, model, fits(filling_head.At(filling_head.n_layer() + 1)));
+  const Filling filling_head(device, model, kv_types, true);
+  const Filling filling(device, model, kv_types, fits(filling_head.At(filling_head.n_layer() + 1)));
   int64_t good = 0, bad = filling.last() + 1;
   while (bad - good > 1) {
     const int64_t middle = (good + bad) / 2;

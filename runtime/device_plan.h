@@ -13,8 +13,8 @@ namespace thermocline {
 // The most that fits `budget_bytes`, of weights that the device can multiply.
 Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types, const StepLimits& limits,
                      int64_t budget_bytes);
-// `placement` without the weights that the device cannot multiply.
-Placement Restrict(const Device& device, const Model& model, Placement placement);
+// `placement` without the weights that the device cannot multiply, and keys and values that it cannot hold.
+Placement Restrict(const Device& device, const Model& model, KvTypes kv_types, Placement placement);
 
 KvLayout LayoutOf(const Placement& placement, const ModelConfig& config, KvTypes kv_types);
 bool UsesDevice(const Placement& placement);

@@ -31,7 +31,7 @@ std::unique_ptr<Hybrid> Hybrid::Load(const GgufFile& file, const Model& model, T
     if (options.on_note) options.on_note(text);
   };
   int64_t budget = device.free_bytes();
-  Placement placement = options.placement ? Restrict(device, model, *options.placement)
+  Placement placement = options.placement ? Restrict(device, model, kv_types, *options.placement)
                                           : FillDevice(device, model, kv_types, limits, budget);
   try {
     for (; UsesDevice(placement); placement = FillDevice(device, model, kv_types, limits, budget)) {

@@ -277,6 +277,25 @@ TEST_CASE("hybrid: the Nth op and upload of a step fails, for every N; what foll
   CHECK(FailEach([&](int64_t n) { return check({.allocation = n}); }) == 0);  // a step takes no memory
 }
 
+TEST_CASE("hybrid: keys and values that a device cannot hold stay with the CPU, and the rest goes there") {
+  const Loaded loaded({.type = DType::kQ8_0, .n_ff = 512}, FfnMode::kDense, {DType::kQ8_0, DType::kQ8_0});
+  const Logits expected = Play(*loaded.Start(), RowKind::kGenerated);
+  const auto device = [] {
+    return std::make_shared<EmulatedDevice>(
+        EmulatedDeviceOptions{.budget_bytes = int64_t{1} << 30, .f16_kv_only = true}, MakeEmulatedOps());
+  };
+  Placement given = AllOnCpu(loaded.model.config);
+  for (LayerPlacement& layer : given.layers) layer.attention = layer.kv = Memory::kDevice;
+  for (const std::optional<Placement>& placement : {std::optional<Placement>{}, std::optional{given}}) {
+    const auto engine = loaded.Start({device(), placement});
+    for (const LayerPlacement& layer : engine->placement().layers) {
+      CHECK(layer.kv == Memory::kCpu);
+      CHECK((placement ? layer.attention == Memory::kDevice : layer.n_hot == 512));
+    }
+    CHECK(Compare(expected, Play(*engine, RowKind::kGenerated), kRounded).worst <= kRounded);
+  }
+}
+
 TEST_CASE("hybrid: where the file is gone or another one, every request says so until it is back") {
   const TinyOptions tiny{.type = DType::kQ4_0, .n_ff = 512};
   const GgufWriter writer = TinyModel(tiny);
