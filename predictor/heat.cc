@@ -202,6 +202,7 @@ std::vector<uint8_t> SerializeHeat(const Heat& heat) {
   writer.header.AddU32("heat.version", kVersion);
   writer.header.AddText("heat.model", Hex(heat.identity));
   writer.header.AddText("heat.text", Hex(heat.text_hash));
+  writer.header.AddText("heat.calibration", Hex(heat.calibration_hash));
   writer.header.AddText("heat.activation", Name(heat.activation));
   writer.header.AddU32("heat.tokens", static_cast<uint32_t>(heat.n_tokens));
   writer.header.AddU32("heat.tokens_counted", static_cast<uint32_t>(heat.n_counted));
@@ -264,6 +265,7 @@ Heat ReadHeat(const std::filesystem::path& path, const GgufFile& model, const Mo
     throw Error("{}: it was learned from another model, {}, or from this one before it changed; profile {} anew",
                 path.string(), Quoted(heat.model), model.path());
   heat.text_hash = reader.ReadHex("heat.text");
+  heat.calibration_hash = reader.ReadHex("heat.calibration");
   heat.activation = config.arch.activation;
   if (file.GetString("heat.activation") != Name(heat.activation))
     throw Error("{}: not the model's activation, {}; profile it anew", file.Where("heat.activation"),

@@ -45,6 +45,7 @@ struct Heat {
   int64_t n_counted = 0;                   // of them, those in `fired` and `sum_abs`
   std::vector<float> targets;              // sparsities, ascending; ReLU: {0}, and fires what is on
   std::vector<LayerHeat> layers;           // all of the model
+  uint64_t calibration_hash = 0;           // of the texts that chose and judged what follows
   std::vector<float> sensitivity;          // (layers) predictor/threshold.h; less than 0: not measured; or empty
   std::vector<ThresholdPoint> thresholds;  // ascending in sparsity; empty: not calibrated
   int chosen_threshold = -1;               // of them, the one within the rise that was asked for; -1: none was

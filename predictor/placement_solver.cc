@@ -308,8 +308,10 @@ SolvedPlacement SolvePlacement(const PlacementProblem& problem, const SolverOpti
   const SolvedPlacement solved =
       IntegerProgram(problem, options.layers_only).Solve(BestSimple(problem, options.layers_only), options);
   if (!Fits(problem, solved.placement))
-    throw Error("the model needs {} MB, more than the {} MB that both memories hold together",
-                BytesInAll(problem) >> 20, (problem.cpu_bytes + problem.device_bytes) >> 20);
+    throw Error(
+        "the model needs {} MB, and cannot be cut so that it fits into {} MB of the CPU's memory and {} MB of the "
+        "device's",
+        BytesInAll(problem) >> 20, problem.cpu_bytes >> 20, problem.device_bytes >> 20);
   return solved;
 }
 

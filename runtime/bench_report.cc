@@ -33,7 +33,7 @@ nlohmann::ordered_json ToJson(const BenchResult& result, const BenchAbout& about
   nlohmann::ordered_json json = {
       {"build_version", THERMOCLINE_VERSION},
       {"cpu_info", about.cpu_info},
-      {"backends", "CPU"},
+      {"backends", about.backends},
       {"isa", about.isa},
       {"model_filename", about.model_filename},
       {"model_type", about.model_type},
@@ -135,8 +135,8 @@ class MarkdownFormat : public BenchFormat {
     const auto rates = result.TokensPerSecond();
     std::string text =
         fmt::format(kRow, about_.model_type, fmt::format("{:.2f} MiB", static_cast<double>(about_.model_size) / 0x1p20),
-                    fmt::format("{:.2f} M", static_cast<double>(about_.model_n_params) / 1e6), "CPU", result.n_threads,
-                    result.Name(), fmt::format("{:.2f} ± {:.2f}", Average(rates), Deviation(rates)));
+                    fmt::format("{:.2f} M", static_cast<double>(about_.model_n_params) / 1e6), about_.backends,
+                    result.n_threads, result.Name(), fmt::format("{:.2f} ± {:.2f}", Average(rates), Deviation(rates)));
     if (!roofline_) return text + "\n";
     const double seconds = result.Seconds();
     return text + fmt::format(kRoofs, fmt::format("{:.1f}", static_cast<double>(result.work.bytes) * 1e-9 / seconds),

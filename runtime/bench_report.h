@@ -49,7 +49,7 @@ struct BenchResult {
 };
 
 struct BenchAbout {  // the model and the machine, the same for all results
-  std::string model_filename, model_type, cpu_info, isa;
+  std::string model_filename, model_type, cpu_info, isa, backends = "CPU";
   uint64_t model_size = 0, model_n_params = 0;
   bool float_weights = false;  // most of them
 };

@@ -59,6 +59,7 @@ void DeviceFlags::Check() const {
   const std::string gpu = gpu_.value_or("auto");
   if (gpu != "auto" && gpu != "off" && gpu != "emulated" && !ParseIndex(gpu))
     throw UsageError(fmt::format("--gpu: {} is none of auto, off, emulated, and no number of a GPU", Quoted(gpu)));
+  if (gpu == "off" && placement_) throw UsageError("--placement is for a device, and --gpu off is for none");
   if (vram_ && !ParseSize(*vram_))
     throw UsageError(fmt::format("--vram: {} is no size like 6G, 800M or 123456789", Quoted(*vram_)));
 }
@@ -79,7 +80,7 @@ DeviceOptions DeviceFlags::Open() const {
   const char* why_none = BuiltForDevices() ? "no GPU that CUDA can use is here" : "this build is without CUDA";
   if (gpu == "auto" && n_devices == 0) {
     // Who asks for nothing is not told what a build cannot do anyway.
-    if (gpu_ || vram_ || BuiltForDevices()) Note("{}: the CPU computes everything", why_none);
+    if (gpu_ || vram_ || placement_ || BuiltForDevices()) Note("{}: the CPU computes everything", why_none);
     return options;
   }
   const int index = gpu == "auto" ? 0 : *ParseIndex(gpu);

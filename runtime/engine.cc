@@ -57,10 +57,10 @@ struct Engine::Impl {
   Team team;
   const int n_ctx;
   std::string path;
-  uint64_t identity = 0;           // of the file, where it may be needed again
-  std::unique_ptr<Hybrid> hybrid;  // null: the CPU computes everything
-  bool lost = false;               // the device, and no Reload since
-  std::unique_ptr<CpuExecutor> executor;
+  uint64_t identity = 0;                  // of the file, where it may be needed again
+  std::unique_ptr<Hybrid> hybrid;         // null: the CPU computes everything
+  bool lost = false;                      // the device, and no Reload since
+  std::unique_ptr<CpuExecutor> executor;  // null only where a Reload failed, until one succeeds
   std::optional<KvCache> kv;
   std::vector<bool> in_use;  // by sequence
   std::function<void()> step_hook;
@@ -93,6 +93,14 @@ void Engine::Impl::Load(const GgufFile& file, const Model& model) {
   const Isa isa = ChooseIsa();
   hybrid = Hybrid::Load(file, model, team, isa, options.device, options.kv_types,
                         {n_ctx, options.max_sequences, kMaxBatchRows}, options.load.on_load);
+  if (!hybrid && (options.device.device || lost)) {  // what was counted on the device's memory must fit without it
+    EngineOptions alone = options;
+    alone.device = {};
+    alone.n_ctx = n_ctx;
+    ChooseContext(model, alone);
+  }
+  // A half is not kept: the device's memory of the moment decides where the model is cut.
+  if (hybrid) options.load.packed_file.clear();
   const KvLayout layout = hybrid ? hybrid->kv_layout() : KvLayout(config, options.kv_types);
   executor = std::make_unique<CpuExecutor>(file, hybrid ? hybrid->cpu_half() : model, team, isa, kMaxBatchRows,
                                            options.load, layout, options.tracer, hybrid ? &hybrid->side() : nullptr);
@@ -239,11 +247,14 @@ void Engine::SetStepHook(std::function<void()> hook) { impl_->step_hook = std::m
 void Engine::SetInputTap(InputTap tap) { impl_->executor->SetInputTap(std::move(tap)); }
 void Engine::SetNeuronLevels(std::span<const float> levels) {
   impl_->levels.assign(levels.begin(), levels.end());
-  impl_->executor->SetNeuronLevels(levels);
+  if (impl_->executor) impl_->executor->SetNeuronLevels(levels);
 }
-void Engine::SetAudit(int64_t every) { impl_->executor->SetAudit(impl_->audit_every = every); }
-FfnAudit Engine::TakeAudit() { return impl_->executor->TakeAudit(); }
-NeuronCount Engine::TakeNeuronCount() { return impl_->executor->TakeNeuronCount(); }
+void Engine::SetAudit(int64_t every) {
+  impl_->audit_every = every;
+  if (impl_->executor) impl_->executor->SetAudit(every);
+}
+FfnAudit Engine::TakeAudit() { return impl_->executor ? impl_->executor->TakeAudit() : FfnAudit{}; }
+NeuronCount Engine::TakeNeuronCount() { return impl_->executor ? impl_->executor->TakeNeuronCount() : NeuronCount{}; }
 int64_t Engine::weight_bytes() const { return impl_->executor->weight_bytes(); }
 int64_t Engine::kv_bytes_in_use() const { return impl_->kv->bytes_in_use(); }
 std::vector<std::pair<std::string, std::string>> Engine::Kernels() const { return impl_->executor->Kernels(); }

@@ -25,7 +25,10 @@ std::unique_ptr<Hybrid> Hybrid::Load(const GgufFile& file, const Model& model, T
                                      const std::function<void(int64_t, int64_t)>& on_load) {
   if (!options.device) return nullptr;
   if (options.placement && !IsPlacementOf(*options.placement, model.config))
-    throw Error("the placement is of another model than {}: its layers or their neurons are not the same", file.path());
+    throw Error(
+        "the placement does not fit {}: it takes {} layers, n_hot up to {} in steps of {}, and keys and values on the "
+        "device only where attention is",
+        file.path(), model.config.n_layer, model.config.n_ff, kHotBlock);
   Device& device = *options.device;
   const auto note = [&](const std::string& text) {
     if (options.on_note) options.on_note(text);
@@ -47,8 +50,11 @@ std::unique_ptr<Hybrid> Hybrid::Load(const GgufFile& file, const Model& model, T
         budget = static_cast<int64_t>(kSmallerPlan * static_cast<double>(std::min(budget, bytes.total())));
       }
     }
-    note(fmt::format("{}: {:.1f} MB hold no part of this model; the CPU computes everything", device.name(),
-                     static_cast<double>(device.free_bytes()) / (1 << 20)));
+    if (options.placement && !UsesDevice(*options.placement))
+      note("the placement leaves everything to the CPU");
+    else
+      note(fmt::format("{}: {:.1f} MB hold no part of this model; the CPU computes everything", device.name(),
+                       static_cast<double>(device.free_bytes()) / (1 << 20)));
   } catch (const DeviceError& error) {
     note(fmt::format("{}; the CPU computes everything", error.what()));
   }

@@ -26,7 +26,9 @@ constexpr Command kCommands[] = {
 };
 
 std::string Usage() {
-  std::string text = "Run language models on the CPU.\n\nUsage: thermocline COMMAND [MODEL] [FLAGS]\n\nCommands:\n";
+  std::string text =
+      "Run language models on the CPU, and on a GPU beside it.\n\nUsage: thermocline COMMAND [MODEL] "
+      "[FLAGS]\n\nCommands:\n";
   for (const Command& command : kCommands) text += fmt::format("  {:<12}{}\n", command.name, command.summary);
   return text +
          "\nMODEL is a GGUF file or the name of a model in the cache; without one, the default model.\n"

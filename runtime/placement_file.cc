@@ -22,6 +22,8 @@ Json Parse(const std::filesystem::path& path) {
     return Json::parse(text, limit_depth);
   } catch (const Json::parse_error& error) {
     throw Error("{}: not JSON, at byte {}; `plan --json` writes what is needed", path.string(), error.byte);
+  } catch (const Json::exception& error) {
+    throw Error("{}: not JSON that can be read: {}", path.string(), error.what());
   }
 }
 

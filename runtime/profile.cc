@@ -22,12 +22,6 @@ constexpr int64_t kMinTokens = 4 * kRows;
 constexpr int64_t kMaxLevelTokens = 2048;
 constexpr std::chrono::milliseconds kFirstSave{500};
 
-uint64_t TextHash(std::span<const TokenId> tokens) {
-  Hash hash;
-  hash.Add({reinterpret_cast<const uint8_t*>(tokens.data()), tokens.size_bytes()});
-  return hash.value();
-}
-
 // Tokens from which levels are learned; none where zero is the level.
 int64_t LevelTokens(const Heat& heat, int64_t n_tokens) {
   if (heat.activation == Activation::kRelu) return 0;
@@ -95,6 +89,12 @@ class Counter {
 };
 
 }  // namespace
+
+uint64_t TextHash(std::span<const TokenId> tokens) {
+  Hash hash;
+  hash.Add({reinterpret_cast<const uint8_t*>(tokens.data()), tokens.size_bytes()});
+  return hash.value();
+}
 
 Heat BeginHeat(const GgufFile& file, const Model& model, std::span<const TokenId> tokens) {
   if (std::ssize(tokens) < kMinTokens)

@@ -13,6 +13,8 @@ namespace thermocline {
 
 inline constexpr int kProfileContext = 512;  // tokens; the text is read in pieces of that many
 
+uint64_t TextHash(std::span<const TokenId> tokens);
+
 // A heat that has counted nothing of the text yet. Throws Error where the text is too short to learn from, or too long
 // to count.
 Heat BeginHeat(const GgufFile& file, const Model& model, std::span<const TokenId> tokens);

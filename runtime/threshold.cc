@@ -18,6 +18,7 @@ constexpr double kProbedSparsity = 0.5;
 constexpr int64_t kSensitivityPieces = 2, kChoosePieces = 16, kJudgePieces = 16;
 // The judged text is audited this often, so that what an audit finds later has something to be held against.
 constexpr int64_t kJudgedAudit = 16;
+constexpr double kRarestAudit = 1e9;  // tokens from an audited one to the next, at most
 
 std::span<const TokenId> Pieces(std::span<const TokenId> tokens, int64_t n, int n_ctx) {
   return tokens.first(std::min(tokens.size(), static_cast<size_t>(n * n_ctx)));
@@ -133,7 +134,7 @@ void CalibrateThresholds(const Model& model, const Tokenizer& tokenizer, std::sp
 ThresholdAudit::ThresholdAudit(Engine& engine, ThresholdPoint point, double share)
     : engine_(engine), point_(std::move(point)), first_levels_(point_.levels) {
   window_.missed.resize(point_.levels.size());
-  engine_.SetAudit(std::max<int64_t>(1, std::llround(1 / share)));
+  engine_.SetAudit(std::llround(std::min(1 / share, kRarestAudit)));
   engine_.SetStepHook([this] { AfterStep(); });
 }
 

@@ -2,7 +2,7 @@
 
 #include <cuda_runtime.h>
 
-#include "models/error.h"
+#include "gpu/device.h"
 
 namespace thermocline::cuda {
 
@@ -18,7 +18,7 @@ Queue MakeQueue(CUstream_st* stream) {
 
 void CheckCuda(int code, const char* what) {
   if (code == cudaSuccess) return;
-  throw Error("{}: {}", what, cudaGetErrorString(static_cast<cudaError_t>(code)));
+  throw DeviceLost("{}: {}", what, cudaGetErrorString(static_cast<cudaError_t>(code)));
 }
 
 }  // namespace thermocline::cuda

@@ -282,6 +282,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
     std::optional<Roofs> roofs;
     if (options.roofline) roofs = MeasureRoofs(Team(n_threads).size(), about.float_weights);
     for (const KvTypes kv_types : all_kv_types) {
+      const DeviceOptions device = options.device.Open();
       const auto engine = LoadEngine(file, model,
                                      {.n_ctx = n_ctx,
                                       .n_threads = n_threads,
@@ -289,8 +290,11 @@ int RunBench(const Command& command, std::vector<std::string> args) {
                                       .kv_types = kv_types,
                                       .load = {.ffn = ffn},
                                       .tracer = trace.tracer(),
-                                      .device = options.device.Open()},
+                                      .device = device},
                                      options.cache_packed);
+      const bool hybrid = UsesDevice(engine->placement());
+      if (hybrid && options.roofline) throw Error("--roofline knows the CPU's limits alone; add --gpu off");
+      about.backends = hybrid ? fmt::format("CPU, {}", device.device->name()) : "CPU";
       const auto audit = options.sparsity.Apply(*engine);
       const auto measure = [&](const BenchTest& test, std::optional<int> busy_cpu) {
         results.push_back(RunTest(*engine, *tokenizer, model, test, options.repetitions, busy_cpu));

@@ -1,9 +1,11 @@
 #include "runtime/profile.h"
 
 #include <algorithm>
+#include <array>
 
 #include "cpu/team.h"
 #include "models/error.h"
+#include "models/hash.h"
 #include "models/limits.h"
 #include "models/quoted.h"
 #include "runtime/commands/commands.h"
@@ -106,6 +108,15 @@ Heat Learn(const GgufFile& file, const Model& model, const Request& request, con
   CountNeurons(*engine, model, texts.count, save_part, heat);
   if (request.calibrates()) {
     save_part(heat);
+    const std::array<uint64_t, 2> texts_hash = {TextHash(texts.choose), TextHash(texts.judge)};
+    Hash hash;
+    hash.Add({reinterpret_cast<const uint8_t*>(texts_hash.data()), sizeof texts_hash});
+    if (heat.calibration_hash != hash.value()) {  // what an earlier run found out holds for other texts
+      heat.sensitivity.clear();
+      heat.thresholds.clear();
+      heat.chosen_threshold = -1;
+      heat.calibration_hash = hash.value();
+    }
     const ThresholdRequest threshold{request.means, request.max_rise, engine->n_ctx()};
     const auto make_sparse = [&] {
       options.load.ffn = FfnMode::kThreshold;

@@ -61,8 +61,8 @@ class Plan(unittest.TestCase):
                 n_attention = sum(layer["attention"] == "device" for layer in placed["layers"])
                 self.assertIn(f"attention of {n_attention} of {len(placed['layers'])} layers", said)
         for change, complaint in [
-            (lambda p: p["layers"].pop(), b"of another model"),
-            (lambda p: p["layers"][0].update(n_hot=32), b"of another model"),
+            (lambda p: p["layers"].pop(), b"does not fit"),
+            (lambda p: p["layers"][0].update(n_hot=32), b"does not fit"),
             (lambda p: p["layers"][0].update(n_hot=-64), b"layer 0: \"n_hot\" is no number"),
             (lambda p: p["layers"][1].update(kv="disk"), b"layer 1: \"kv\" is neither"),
             (lambda p: p.pop("head"), b"\"head\" is missing"),
@@ -95,7 +95,7 @@ class Plan(unittest.TestCase):
             (("--sparsity", "most"), 2, b"--sparsity: 'most' is none of auto, dense, exact"),
             (("--heat", HERE / "missing"), 1, b"missing"),
             (("--heat", RELU), 1, b"not a .heat file"),
-            (("--ram", "1K"), 1, b"both memories hold together"),
+            (("--ram", "1K"), 1, b"cannot be cut so that it fits"),
             (("-c", "16000000"), 1, b"16000000 tokens takes"),
         ]:
             with self.subTest(args=args):
