@@ -136,12 +136,11 @@ class TileAvx512 final : public JitCode {
   }
 
   void Chunk(int chunk) {
-    constexpr int kNone = 0;
     const int all = (1 << spec_.m) - 1;
     Xbyak::Label some, both, done;
     movzx(lo_rows_, byte[rsp + pair_ * 2 + kMasksEnd + chunk]);
-    cmp(lo_rows_, kNone);
-    jne(some, T_NEAR);
+    test(lo_rows_, lo_rows_);
+    jnz(some, T_NEAR);
     for (int group = 0; group < groups_per_chunk(); ++group) Group(chunk, group, Planes::kHi);
     jmp(done, T_NEAR);
     L(some);
