@@ -315,7 +315,6 @@ void CpuExecutor::Impl::Quantize(const Op& op, bool wanted, int64_t row) {
     std::fill(x + first, x + op.begin, 0.f);  // neurons of the other half in a packed block of ours
     x += first;
   }
-  // The inputs of gate, up and attention output bear 8 bits best (HACKING.md "Numerics").
   const bool prompt = op.bears_8_bits() && !wanted && step->prompt[row];
   ops.quantize(x, k, prompt ? LoPlane::kLarge : LoPlane::kAll, Quantized(row, k));
   if (generated) sparse_ffn.KeepInput(*bundles, row, Quantized(row, k));

@@ -17,7 +17,7 @@ constexpr int64_t kPassBytes = 128 * 1024;
 // stays in L2. Fewer rows stay there whole, and weights are read in order.
 constexpr int64_t kRowsOutgrowL2 = 64;
 // Where y is read and written for many K blocks, so many rows at most go through them together: what they have of a K
-// block and of y, 300 KB for 8 panels, then stays in 1 MB of L2. On a Zen 5 a product of 512 rows and 2048 k is 4 %
+// block and of y, 400 KB for 8 panels, then stays in 1 MB of L2. On a Zen 5 a product of 512 rows and 2048 k is 4 %
 // faster so than with y in the last level.
 constexpr int64_t kTileRowsTogether = 192, kManyK = 3 * kTileK;
 constexpr int kTilePanels = 2;
