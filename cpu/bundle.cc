@@ -183,10 +183,10 @@ int64_t Bundles::UpBlocks(int64_t block) const {
   return (std::min<int64_t>(kUpBlockK, shape_.n_embd - block * kUpBlockK) + 63) / 64;
 }
 
-void Bundles::UpPanels(int64_t group, int64_t block, uint8_t* out) const {
+void Bundles::UpPanels(int64_t group, int64_t block, int64_t panel_stride, uint8_t* out) const {
   const PackedFormat& format = shape_.up_format();
   for (int64_t p = 0; p < kBundleNeurons / kPanelRows; ++p) {
-    uint8_t* panel = out + p * UpPanelBytes(block);
+    uint8_t* panel = out + p * panel_stride;
     const uint8_t* bundles = bundle(group * kBundleNeurons + p * kPanelRows);
     const uint8_t* codes = bundles + block * format.chunk_bytes();
     const uint8_t* scales = bundles + shape_.up_code_bytes() + block * shape_.up_scale_bytes();
@@ -213,9 +213,10 @@ int64_t Bundles::DownPanelCount(int64_t block) const {
   return (std::min<int64_t>(kDownOutputs, shape_.n_embd - block * kDownOutputs) + kPanelRows - 1) / kPanelRows;
 }
 
-void Bundles::DownPanels(int64_t block, int64_t first_group, int64_t n_groups, uint8_t* out) const {
+void Bundles::DownPanels(int64_t block, int64_t first_group, int64_t n_groups, int64_t panel_stride,
+                         uint8_t* out) const {
   const PackedFormat& format = shape_.down_format();
-  const int64_t panel_bytes = DownPanelBytes(n_groups), n_panels = DownPanelCount(block);
+  const int64_t n_panels = DownPanelCount(block);
   const int64_t stride = shape_.bundle_bytes();
   for (int64_t chunk = 0; chunk < n_groups; ++chunk) {
     const int64_t group = first_group + chunk;
@@ -228,24 +229,24 @@ void Bundles::DownPanels(int64_t block, int64_t first_group, int64_t n_groups, u
         for (int j = 0; j < 4; ++j) {
           const uint8_t* from = line_of(4 * line + j);
           for (int64_t p = 0; p < n_panels; ++p)
-            for (int r = 0; r < kPanelRows; ++r) codes[p * panel_bytes + 64 * line + 4 * r + j] = from[DownByte(p, r)];
+            for (int r = 0; r < kPanelRows; ++r) codes[p * panel_stride + 64 * line + 4 * r + j] = from[DownByte(p, r)];
         }
         continue;
       }
       uint32_t words[8][kLanes];
       for (int t = 0; t < 8; ++t) std::memcpy(words[t], line_of(NeuronOfNibble(line, t)), 64);
       TransposeNibbles(words);
-      for (int64_t p = 0; p < n_panels; ++p) std::memcpy(codes + p * panel_bytes + 64 * line, words[p], 64);
+      for (int64_t p = 0; p < n_panels; ++p) std::memcpy(codes + p * panel_stride + 64 * line, words[p], 64);
     }
     for (int min = 0; min <= format.has_min; ++min)
       for (int64_t p = 0; p < n_panels; ++p)
-        std::memcpy(to + p * panel_bytes + 2 * format.chunk_bytes() + ScaleOffset(chunk % 2, min),
+        std::memcpy(to + p * panel_stride + 2 * format.chunk_bytes() + ScaleOffset(chunk % 2, min),
                     down_scales(group) + 2 * (min * shape_.n_outputs() + block * kDownOutputs) + 32 * p, 32);
   }
   if (n_groups % 2 == 0) return;
   // The last block's second chunk.
   for (int64_t p = 0; p < n_panels; ++p) {
-    uint8_t* last = out + p * panel_bytes + n_groups / 2 * format.block_bytes();
+    uint8_t* last = out + p * panel_stride + n_groups / 2 * format.block_bytes();
     std::memset(last + format.chunk_bytes(), 0, format.chunk_bytes());
     for (int min = 0; min <= format.has_min; ++min)
       std::memset(last + 2 * format.chunk_bytes() + ScaleOffset(1, min), 0, 32);

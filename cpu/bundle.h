@@ -90,13 +90,14 @@ class Bundles {
   // several threads at once. Every instruction set writes the same bytes.
   void PackSlice(const FileMatrix& up, const FileMatrix& down, int64_t slice, Isa isa);
 
-  // Panels made anew for the packed product: the same bytes that the file's rows become. 64-byte aligned.
-  // Of up: the two panels of a group's 32 neurons, for one block of k; UpPanelBytes() apart.
-  void UpPanels(int64_t group, int64_t block, uint8_t* out) const;
+  // Panels made anew for the packed product: the same bytes that the file's rows become. 64-byte aligned, panel_stride
+  // bytes apart.
+  // Of up: the two panels of a group's 32 neurons, for one block of k.
+  void UpPanels(int64_t group, int64_t block, int64_t panel_stride, uint8_t* out) const;
   int64_t UpBlocks(int64_t block) const;  // packed blocks of such a panel
   int64_t UpPanelBytes(int64_t block) const { return UpBlocks(block) * shape_.up_format().block_bytes(); }
   // Of down: the panels of a block of 128 outputs, for n_groups groups of neurons from an even one on.
-  void DownPanels(int64_t block, int64_t first_group, int64_t n_groups, uint8_t* out) const;
+  void DownPanels(int64_t block, int64_t first_group, int64_t n_groups, int64_t panel_stride, uint8_t* out) const;
   int64_t DownPanelBytes(int64_t n_groups) const { return (n_groups + 1) / 2 * shape_.down_format().block_bytes(); }
   int64_t DownPanelCount(int64_t block) const;
 

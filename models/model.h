@@ -102,6 +102,7 @@ enum class OpKind : uint8_t {
   // In halves of a split program (runtime/split.h):
   kSend,            // `in` goes to the other side
   kReceive,         // `out` comes from the other side
+  kSendPanels,      // panels [begin, end) of `weight` go to the other side; in: as of the product that reads it
   kAdd,             // out += in
   kAttentionState,  // kAttention over tokens [first_token, end_token) alone, appending those of them, left unfinished:
                     // of each head the largest score, of each head the sum of exp(score - max), then of each head the
@@ -120,7 +121,7 @@ struct Op {
   Slot out = Slot::kCount;
   bool accumulate = false;   // add to `out` instead of overwriting it
   bool wanted_rows = false;  // only the rows whose logits somebody wants
-  WeightId weight = -1;      // kEmbed, kNorm, kHeadNorm
+  WeightId weight = -1;      // kEmbed, kNorm, kHeadNorm, kSendPanels
   WeightId bias = -1;        // kNorm: of a layer norm; none: an RMS norm
   WeightId positions = -1;   // kEmbed: (n_ctx_train + position_offset, n_embd), or none
   int position_offset = 0;   // kEmbed
@@ -136,7 +137,7 @@ struct Op {
   int window = 0;                              // kAttention: tokens seen, itself included; 0: all
   float scale = 1;                             // kEmbed, kAttention
   int first_token = 0, end_token = INT32_MAX;  // kAttentionState: multiples of a page
-  int16_t channel = -1;                        // kSend, kReceive: which of the places where the two sides meet
+  int16_t channel = -1;  // kSend, kReceive: which of the places where the two sides meet; kSendPanels: which piece
 
   // kLinear within a layer: whether prompt rows of `in` bear 8 bits per value (HACKING.md "Numerics"): all but q, k, v.
   bool bears_8_bits() const { return projections[0].out != Slot::kQuery; }

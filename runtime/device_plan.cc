@@ -9,6 +9,12 @@
 namespace thermocline {
 namespace {
 
+// A piece of 16 MB keeps a link of 50 GB/s busy for a third of a millisecond, and an H100 for half of one with 512
+// rows. Both buffers together are a sixteenth of a small memory.
+constexpr int64_t kMaxPieceBytes = int64_t{16} << 20, kPieceShare = 32;
+// Streaming may take so much of the memory; where it takes more, what is resident is worth more.
+constexpr int64_t kStreamShare = 8;
+
 bool SupportsWeightsOf(const Device& device, const Model& model, const Op& op) {
   for (int i = 0; i < op.n_projections; ++i)
     if (!device.Supports(model.weights[op.projections[i].weight].tensor->type)) return false;
@@ -76,21 +82,32 @@ Placement Restrict(const Device& device, const Model& model, KvTypes kv_types, P
   return placement;
 }
 
-Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types, const StepLimits& limits,
-                     int64_t budget_bytes) {
-  const auto fits = [&](const Placement& placement) {
+int64_t SuitablePieceBytes(int64_t budget_bytes) { return std::min(kMaxPieceBytes, budget_bytes / kPieceShare); }
+
+Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types, FfnMode ffn, const StepLimits& limits,
+                     int64_t budget_bytes, int64_t piece_bytes) {
+  if (piece_bytes == 0) piece_bytes = SuitablePieceBytes(budget_bytes);
+  const auto total = [&](const Placement& placement, bool streams) {
     const SplitModel split = Split(model, placement);
+    std::optional<StreamedModel> streamed;
+    if (streams) streamed = Stream(device, model, placement, split, kv_types, ffn, piece_bytes);
     const KvLayout layout = LayoutOf(placement, model.config, kv_types);
-    return DeviceSide::BytesFor(device, split, layout, limits).total() <= budget_bytes;
+    return DeviceSide::BytesFor(device, split, streamed ? &*streamed : nullptr, layout, limits).total();
   };
-  const Filling filling_head(device, model, kv_types, true);
-  const Filling filling(device, model, kv_types, fits(filling_head.At(filling_head.n_layer() + 1)));
-  int64_t good = 0, bad = filling.last() + 1;
-  while (bad - good > 1) {
-    const int64_t middle = (good + bad) / 2;
-    (fits(filling.At(middle)) ? good : bad) = middle;
-  }
-  return filling.At(good);
+  const auto fill = [&](bool streams) {
+    const auto fits = [&](const Placement& placement) { return total(placement, streams) <= budget_bytes; };
+    const Filling filling_head(device, model, kv_types, true);
+    const Filling filling(device, model, kv_types, fits(filling_head.At(filling_head.n_layer() + 1)));
+    int64_t good = 0, bad = filling.last() + 1;
+    while (bad - good > 1) {
+      const int64_t middle = (good + bad) / 2;
+      (fits(filling.At(middle)) ? good : bad) = middle;
+    }
+    return filling.At(good);
+  };
+  const Placement most = fill(false);
+  const int64_t streaming = total(most, true) - total(most, false);
+  return streaming > 0 && streaming <= budget_bytes / kStreamShare ? fill(true) : most;
 }
 
 std::string DescribePlan(const Device& device, const Placement& placement, const ModelConfig& config,
@@ -105,8 +122,10 @@ std::string DescribePlan(const Device& device, const Placement& placement, const
   text += least == most ? fmt::format("{}", most) : fmt::format("{} to {}", least, most);
   text += fmt::format(" of {} neurons a layer{}; ", config.n_ff, placement.head == Memory::kDevice ? ", the head" : "");
   const auto mb = [](int64_t n) { return static_cast<double>(n) / (1 << 20); };
-  text += fmt::format("{:.1f} MB of weights, {:.1f} MB of keys and values, {:.1f} MB for a step, {:.1f} MB left",
-                      mb(bytes.weights), mb(bytes.kv), mb(bytes.rows), mb(device.free_bytes() - bytes.total()));
+  text += fmt::format("{:.1f} MB of weights, {:.1f} MB of keys and values, {:.1f} MB for a step, ", mb(bytes.weights),
+                      mb(bytes.kv), mb(bytes.rows));
+  if (bytes.streamed > 0) text += fmt::format("{:.1f} MB to stream the rest for prompts, ", mb(bytes.streamed));
+  text += fmt::format("{:.1f} MB left", mb(device.free_bytes() - bytes.total()));
   return text;
 }
 

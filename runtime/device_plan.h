@@ -10,9 +10,13 @@
 
 namespace thermocline {
 
-// The most that fits `budget_bytes`, of weights that the device can multiply.
-Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types, const StepLimits& limits,
-                     int64_t budget_bytes);
+// The most that fits `budget_bytes`, of weights that the device can multiply, beside what it takes to stream the rest
+// for prompts, unless that is much of so little memory. ffn: how the CPU will hold its part of FFNs; piece_bytes 0:
+// as many as suit the memory.
+Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types, FfnMode ffn, const StepLimits& limits,
+                     int64_t budget_bytes, int64_t piece_bytes);
+// Of a streamed weight, in that much memory.
+int64_t SuitablePieceBytes(int64_t budget_bytes);
 // `placement` without the weights that the device cannot multiply, and keys and values that it cannot hold.
 Placement Restrict(const Device& device, const Model& model, KvTypes kv_types, Placement placement);
 

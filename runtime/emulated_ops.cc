@@ -136,6 +136,7 @@ void EmulatedOps::Run(const DeviceOp& op, const DeviceStep& step) {
       for (int64_t row = 0; row < n_rows; ++row) ops_.add(Row(op.in, row), op.out.width, Row(op.out, row));
       break;
     case DeviceOpKind::kReceive:
+    case DeviceOpKind::kReceivePanels:
     case DeviceOpKind::kSend: CHECK(!"an op that is not ours"); break;
   }
 }
@@ -159,15 +160,17 @@ void EmulatedOps::Linear(const DeviceOp& op, const DeviceStep& step) {
   for (int i = 0; i < op.n_projections; ++i) packed |= FindPackedFormat(op.projections[i].w.type) != nullptr;
   for (int64_t row = 0; packed && row < n_rows; ++row) {
     const float* x = Row(op.in, row);
-    if (op.in.width < k) {
-      std::fill(std::copy_n(x, op.in.width, padded_.as<float>()), padded_.as<float>() + k, 0.f);
-      x = padded_.as<float>();
+    if (op.in.width < k || op.lead > 0) {
+      float* padded = padded_.as<float>();
+      std::fill(std::copy_n(x, op.in.width, padded), padded + k, 0.f);
+      std::fill_n(padded, op.lead, 0.f);
+      x = padded;
     }
     ops_.quantize(x, k, op.bears_8_bits && is_prompt(row) ? LoPlane::kLarge : LoPlane::kAll, Quantized(row, k));
   }
   for (int i = 0; i < op.n_projections && n_rows > 0; ++i) {
     const DeviceProjection& to = op.projections[i];
-    CHECK(packed || op.in.width == k);
+    CHECK(packed || (op.in.width == k && op.lead == 0));
     Multiply(to.w, Row(op.in, 0), op.in.stride, n_rows, op.accumulate, Row(to.out, 0), to.out.stride, is_prompt);
     for (int64_t row = 0; to.bias && row < n_rows; ++row)
       ops_.add(Floats(to.bias), static_cast<int>(to.w.n), Row(to.out, row));

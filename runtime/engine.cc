@@ -1,6 +1,8 @@
 #include "runtime/engine.h"
 
 #include <algorithm>
+#include <bit>
+#include <chrono>
 
 #include "cpu/isa.h"
 #include "cpu/team.h"
@@ -14,6 +16,9 @@ namespace {
 
 // What a model leaves free for the rest of the program and its neighbours when the context is ours to choose.
 constexpr int64_t kReservedBytes = int64_t{512} << 20;
+
+// A step of so many prompt rows is timed at load. Streamed ones have more rows than the device's kernels of few rows.
+constexpr int kTimedRows = 32, kMinStreamedRows = 16;
 
 // The context asked for, or the largest that fits; Error when it does not fit.
 int ChooseContext(const Model& model, const EngineOptions& options) {
@@ -43,6 +48,9 @@ struct Engine::Impl {
   Impl(const GgufFile& file, const Model& model, const EngineOptions& options);
 
   void Load(const GgufFile& file, const Model& model);
+  void ChooseStreamedRows();
+  double TimePrompt(int n_rows, bool streamed);
+  void Step(const Batch& batch);
   void CollectSpans(const Batch& batch);
   StepView View();
   // The device's half beside the CPU's; false when the step was cancelled. Throws DeviceLost.
@@ -60,6 +68,7 @@ struct Engine::Impl {
   uint64_t identity = 0;                  // of the file, where it may be needed again
   std::unique_ptr<Hybrid> hybrid;         // null: the CPU computes everything
   bool lost = false;                      // the device, and no Reload since
+  int streamed_rows = INT_MAX;            // steps of so many rows, all of prompts, are streamed
   std::unique_ptr<CpuExecutor> executor;  // null only where a Reload failed, until one succeeds
   std::optional<KvCache> kv;
   std::vector<bool> in_use;  // by sequence
@@ -92,7 +101,7 @@ Engine::Impl::Impl(const GgufFile& file, const Model& model, const EngineOptions
 void Engine::Impl::Load(const GgufFile& file, const Model& model) {
   const Isa isa = ChooseIsa();
   hybrid = Hybrid::Load(file, model, team, isa, options.device, options.kv_types,
-                        {n_ctx, options.max_sequences, kMaxBatchRows}, options.load.on_load);
+                        {n_ctx, options.max_sequences, kMaxBatchRows}, options.load);
   if (!hybrid && (options.device.device || lost)) {  // what was counted on the device's memory must fit without it
     EngineOptions alone = options;
     alone.device = {};
@@ -103,9 +112,48 @@ void Engine::Impl::Load(const GgufFile& file, const Model& model) {
   if (hybrid) options.load.packed_file.clear();
   const KvLayout layout = hybrid ? hybrid->kv_layout() : KvLayout(config, options.kv_types);
   executor = std::make_unique<CpuExecutor>(file, hybrid ? hybrid->cpu_half() : model, team, isa, kMaxBatchRows,
-                                           options.load, layout, options.tracer, hybrid ? &hybrid->side() : nullptr);
+                                           options.load, layout, options.tracer, hybrid ? &hybrid->side() : nullptr,
+                                           hybrid ? hybrid->streamed_program() : nullptr);
   kv.emplace(config, layout, n_ctx, options.max_sequences, kMaxBatchRows, options.page_seed,
              hybrid ? hybrid->side().kv_memory() : std::array<uint64_t, kLayerKinds>{});
+  streamed_rows = INT_MAX;
+  if (!hybrid || !hybrid->streamed_program()) return;
+  if (options.device.stream.min_rows > 0)
+    streamed_rows = options.device.stream.min_rows;
+  else
+    ChooseStreamedRows();
+}
+
+// What the CPU takes in a step grows with its rows; how long weights are on their way does not.
+void Engine::Impl::ChooseStreamedRows() {
+  const int n_rows = std::min(kTimedRows, n_ctx);
+  std::string said;
+  try {
+    const double together = TimePrompt(n_rows, false), streamed = TimePrompt(n_rows, true);
+    const double even = std::clamp(n_rows * streamed / together, 1.0, 2.0 * kMaxBatchRows);
+    // A power of 2: that other rows are streamed today than yesterday should be rare.
+    streamed_rows = std::max(kMinStreamedRows, static_cast<int>(std::bit_ceil(static_cast<unsigned>(even))));
+    said = fmt::format("{} prompt rows take {:.0f} ms with the CPU and {:.0f} ms with its weights sent to the device: ",
+                       n_rows, 1e3 * together, 1e3 * streamed);
+    said += streamed_rows > kMaxBatchRows ? "none are sent" : fmt::format("sent for {} rows and more", streamed_rows);
+  } catch (const SequencesLost&) {
+    said = fmt::format("the device was lost ({}); the CPU computes everything", hybrid->LostBecause());
+  }
+  in_use[0] = false;
+  if (options.device.on_note) options.device.on_note(said);
+}
+
+// Seconds of a step that leaves nothing behind.
+double Engine::Impl::TimePrompt(int n_rows, bool streamed) {
+  Batch batch;
+  for (int i = 0; i < n_rows; ++i) batch.push_back({0, 0, i, RowKind::kPrompt, false});
+  streamed_rows = streamed ? 1 : INT_MAX;
+  in_use[0] = true;
+  const auto begin = std::chrono::steady_clock::now();
+  Step(batch);
+  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+  kv->Truncate(0, 0);
+  return time.count();
 }
 
 // Fails before anything has changed.
@@ -174,8 +222,14 @@ StepView Engine::Impl::View() {
     kv->Reserve(span_sequence[i], spans[i].n_rows);
     for (int kind = 0; kind < kLayerKinds; ++kind) spans[i].pages[kind] = kv->Pages(span_sequence[i], kind);
   }
-  const bool prefill = std::find(prompt.begin(), prompt.end(), 1) != prompt.end();
-  return {tokens, positions, prompt, spans, wanted, prefill ? n_threads_batch : n_threads};
+  const auto n_prompt = std::count(prompt.begin(), prompt.end(), 1), n_rows = std::ssize(prompt);
+  return {tokens,
+          positions,
+          prompt,
+          spans,
+          wanted,
+          n_prompt > 0 ? n_threads_batch : n_threads,
+          n_prompt == n_rows && n_rows >= streamed_rows};
 }
 
 bool Engine::Impl::RunHalves(const StepView& step) {
@@ -213,29 +267,30 @@ void Engine::Impl::Reload() {
   lost = false;
 }
 
-void Engine::Step(const Batch& batch) {
-  Impl& impl = *impl_;
-  if (impl.lost) impl.Reload();
-  impl.CollectSpans(batch);
+void Engine::Impl::Step(const Batch& batch) {
+  if (lost) Reload();
+  CollectSpans(batch);
   bool finished = false;
   try {
-    finished = impl.RunHalves(impl.View());
+    finished = RunHalves(View());
   } catch (const DeviceError& error) {
-    impl.LoseDevice(error.what());
+    LoseDevice(error.what());
   }
-  for (size_t i = 0; i < impl.spans.size(); ++i) {
-    const int sequence = impl.span_sequence[i];
+  for (size_t i = 0; i < spans.size(); ++i) {
+    const int sequence = span_sequence[i];
     if (finished)
-      impl.kv->Commit(sequence, impl.spans[i].n_rows);
+      kv->Commit(sequence, spans[i].n_rows);
     else
-      impl.kv->Truncate(sequence, impl.kv->length(sequence));
+      kv->Truncate(sequence, kv->length(sequence));
   }
   if (!finished) {
-    impl.cancel = false;
+    cancel = false;
     throw Cancelled{};
   }
-  if (impl.step_hook) impl.step_hook();
+  if (step_hook) step_hook();
 }
+
+void Engine::Step(const Batch& batch) { impl_->Step(batch); }
 
 std::span<const float> Engine::Logits(int i) const {
   CHECK(i >= 0 && i < static_cast<int>(impl_->wanted.size()));

@@ -51,7 +51,7 @@ sanitize() {
 }
 
 measure() {
-  build/thermocline bench --cache-packed "$@" model.gguf 2>&1 | grep -E '^\||memory of|layers|gets less|error' | grep -v -- '---'
+  build/thermocline bench --cache-packed "$@" model.gguf 2>&1 | grep -E '^\||memory of|layers|gets less|prompt rows|error' | grep -v -- '---'
 }
 
 # Which neurons fire, for `plan`: of a few hundred tokens, since all texts are alike to random weights.

@@ -136,7 +136,7 @@ TEST_CASE("bundle: gives the panels that the file's rows become") {
           for (int64_t block = 0; block < ffn.shape.up_blocks(); ++block) {
             const int64_t bytes = bundles.UpPanelBytes(block);
             std::vector<uint8_t> panels(2 * bytes);
-            bundles.UpPanels(group, block, panels.data());
+            bundles.UpPanels(group, block, bundles.UpPanelBytes(block), panels.data());
             for (int64_t p = 0; p < 2; ++p)
               same &= std::memcmp(&panels[p * bytes], up.panel(2 * group + p) + block * 8 * up.format()->block_bytes(),
                                   bytes) == 0;
@@ -148,7 +148,7 @@ TEST_CASE("bundle: gives the panels that the file's rows become") {
           for (int64_t group = 0; group < ffn.shape.n_groups(); group += kGroups) {
             const int64_t n = std::min(kGroups, ffn.shape.n_groups() - group), bytes = bundles.DownPanelBytes(n);
             std::vector<uint8_t> panels(bundles.DownPanelCount(block) * bytes);
-            bundles.DownPanels(block, group, n, panels.data());
+            bundles.DownPanels(block, group, n, bundles.DownPanelBytes(n), panels.data());
             for (int64_t p = 0; p < bundles.DownPanelCount(block); ++p)
               same &= std::memcmp(&panels[p * bytes],
                                   down.panel(8 * block + p) + group / 2 * down.format()->block_bytes(), bytes) == 0;
