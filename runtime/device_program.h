@@ -2,12 +2,10 @@
 #pragma once
 
 #include <array>
-#include <span>
 #include <vector>
 
 #include "gpu/device.h"
 #include "runtime/split.h"
-#include "runtime/stream.h"
 
 namespace thermocline {
 
@@ -21,21 +19,12 @@ struct DeviceMap {
     DeviceRows table;  // of a step
   };
   std::vector<Rope> ropes;
-};
-
-// Where the pieces of a streamed program stand.
-struct StreamedMap {
-  std::array<DeviceAddress, kPiecesAtOnce> buffers{};
-  std::array<uint8_t*, kPiecesAtOnce> staging{};
-  int first_flag = 0;  // of piece p: first_flag + 2 p is up when it is in staging, the next one when it was taken
+  std::vector<HostRows> channels;
 };
 
 // Ropes of a program that differ, as their first ops.
 std::vector<const Op*> DistinctRopes(const Program& program);
 
-// channels: by the split's. pieces, stream: of a streamed half, else empty.
-std::vector<DeviceOp> MakeDeviceProgram(const Model& half, const KvLayout& layout, const DeviceMap& map,
-                                        std::span<const HostRows> channels, std::span<const StreamedPiece> pieces,
-                                        const StreamedMap& stream);
+std::vector<DeviceOp> MakeDeviceProgram(const Model& half, const KvLayout& layout, const DeviceMap& map);
 
 }  // namespace thermocline
