@@ -20,7 +20,6 @@
 #include <cstdint>
 
 #include "cpu/packed.h"
-#include "models/model.h"
 
 namespace thermocline {
 
@@ -73,25 +72,32 @@ struct BundleShape {
   const PackedFormat *up_format_ = nullptr, *down_format_ = nullptr;
 };
 
+// A matrix as it stands in the file: rows of K weights one behind the other.
+struct FileMatrix {
+  DType type;
+  const uint8_t* data;
+  int64_t k;
+  int64_t first_column = 0;  // where the part of it begins that is meant
+};
+
 class Bundles {
  public:
   Bundles() = default;
   // In shape.bytes() bytes of somebody else's memory, zeroed and 64-byte aligned, that must outlive it.
   Bundles(const BundleShape& shape, uint8_t* memory) : shape_(shape), data_(memory) {}
 
-  // Packs rows of up (n_ff, n_embd), those of the neurons of a slice; and rows of down (n_embd, at least first_neuron +
-  // n_ff), those of a block of kDownOutputs, whose column first_neuron belongs to neuron 0. Slices and blocks may be
-  // packed by several threads at once. Every instruction set writes the same bytes.
-  void PackUp(const Weight& up, int64_t slice, Isa isa);
-  void PackDown(const Weight& down, int64_t first_neuron, int64_t block, Isa isa);
+  // Packs the neurons of a slice: rows of up (n_ff, n_embd), columns of down (n_embd, n_ff). Slices may be packed by
+  // several threads at once. Every instruction set writes the same bytes.
+  void PackSlice(const FileMatrix& up, const FileMatrix& down, int64_t slice, Isa isa);
 
-  // Panels made anew for the packed product: the same bytes that the file's rows become. 64-byte aligned.
-  // Of up: the two panels of a group's 32 neurons, for one block of k; UpPanelBytes() apart.
-  void UpPanels(int64_t group, int64_t block, uint8_t* out) const;
+  // Panels made anew for the packed product: the same bytes that the file's rows become. 64-byte aligned, panel_stride
+  // bytes apart.
+  // Of up: the two panels of a group's 32 neurons, for one block of k.
+  void UpPanels(int64_t group, int64_t block, int64_t panel_stride, uint8_t* out) const;
   int64_t UpBlocks(int64_t block) const;  // packed blocks of such a panel
   int64_t UpPanelBytes(int64_t block) const { return UpBlocks(block) * shape_.up_format().block_bytes(); }
   // Of down: the panels of a block of 128 outputs, for n_groups groups of neurons from an even one on.
-  void DownPanels(int64_t block, int64_t first_group, int64_t n_groups, uint8_t* out) const;
+  void DownPanels(int64_t block, int64_t first_group, int64_t n_groups, int64_t panel_stride, uint8_t* out) const;
   int64_t DownPanelBytes(int64_t n_groups) const { return (n_groups + 1) / 2 * shape_.down_format().block_bytes(); }
   int64_t DownPanelCount(int64_t block) const;
 
@@ -108,7 +114,8 @@ class Bundles {
   }
 
  private:
-  void PackDownSlice(const FileRows& rows, int64_t block, int64_t slice, Isa isa);
+  void PackUp(const FileMatrix& up, int64_t slice, Isa isa);
+  void PackDown(const FileMatrix& down, int64_t slice, Isa isa);
   uint8_t* Mutable(const uint8_t* at) { return data_ + (at - data_); }
 
   BundleShape shape_{};

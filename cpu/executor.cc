@@ -11,6 +11,7 @@
 #include "cpu/buffer.h"
 #include "cpu/float_linear.h"
 #include "cpu/linear.h"
+#include "cpu/panel_copy.h"
 #include "cpu/plan.h"
 #include "cpu/sparse_ffn.h"
 #include "cpu/trace_stages.h"
@@ -34,6 +35,13 @@ struct Part {
   int64_t n, first_row, first_k;
 };
 
+// A list of ops and the stages that it became, which refer to its ops.
+struct Plan {
+  Program program;
+  std::vector<Stage> stages;
+  std::optional<StageTracer> trace;
+};
+
 // One kind of rotation.
 struct RopeTable {
   const Op* op;                   // the first that has it
@@ -44,7 +52,7 @@ struct RopeTable {
 
 struct CpuExecutor::Impl {
   Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows, const LoadOptions& load,
-       const KvLayout& kv_layout, Tracer* tracer, Peer* peer);
+       const KvLayout& kv_layout, Tracer* tracer, Peer* peer, const Program* streamed);
 
   void MakeKernels();
   void SetStages();
@@ -69,20 +77,22 @@ struct CpuExecutor::Impl {
                      int64_t n_rows);
   void Quantize(const Op& op, bool wanted, int64_t row);
   void Receive(const Op& op, int64_t row);
+  template <typename Then>
+  void SendPanels(Team::Member& member, const Op& op, const Then& then);
   void FillRopeTables(int64_t row);
   void StoreKv(const Op& op, int64_t row);
 
   float* Row(Slot slot, int64_t row) const { return slots[Index(slot)].as<float>() + row * Stride(slot); }
   int64_t Stride(Slot slot) const { return strides[Index(slot)]; }
   SlotRows Rows(Slot slot, int64_t first = 0) const { return {Row(slot, 0) + first, Stride(slot)}; }
-  int Width(Slot slot) const { return program.width[Index(slot)]; }
+  int Width(Slot slot) const { return plans[0].program.width[Index(slot)]; }
   static size_t Index(Slot slot) { return static_cast<size_t>(slot); }
   const PackedMatrix& Matrix(WeightId id) const { return weights.matrix(id); }
   const float* Vector(WeightId id) const { return weights.vector(id); }
   uint8_t* Quantized(int64_t row, int64_t k) const { return quantized.data() + row * ActivationRowBytes(k); }
 
   ModelConfig config;
-  Program program;
+  std::array<Plan, 2> plans;  // the second may be empty
   Team& team;
   const Isa isa;
   const VectorOps& ops;
@@ -91,7 +101,6 @@ struct CpuExecutor::Impl {
   std::map<DType, LinearKernel> kernels;
   SparseFfn sparse_ffn;
   FloatLinear float_linear;
-  std::vector<Stage> stages;
   InputTap tap;
   std::vector<RopeTable> ropes;
   std::array<Buffer, static_cast<size_t>(Slot::kCount)> slots;
@@ -102,8 +111,8 @@ struct CpuExecutor::Impl {
   const int max_rows;
   Peer* const peer;
   std::vector<Part> parts;  // by WeightId
-  std::optional<StageTracer> trace;
 
+  Plan* plan = &plans[0];  // of the last step
   const StepView* step = nullptr;
   std::vector<int32_t> span_of_row;
   const std::atomic<bool>* cancel = nullptr;
@@ -112,9 +121,10 @@ struct CpuExecutor::Impl {
 };
 
 CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-                        const LoadOptions& load, const KvLayout& kv_layout, Tracer* tracer, Peer* peer)
+                        const LoadOptions& load, const KvLayout& kv_layout, Tracer* tracer, Peer* peer,
+                        const Program* streamed)
     : config(model.config),
-      program(model.program),
+      plans{Plan{model.program, {}, {}}, Plan{streamed ? *streamed : Program{}, {}, {}}},
       team(team),
       isa(isa),
       ops(VectorOpsFor(isa)),
@@ -131,7 +141,8 @@ CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Is
   SetStages();
   AllocateSlots(max_rows);
   CollectRopes();
-  if (tracer) trace.emplace(*tracer, team.size(), model, layout.types, stages);
+  for (Plan& each : plans)
+    if (tracer) each.trace.emplace(*tracer, team.size(), model, layout.types, each.stages);
 }
 
 void CpuExecutor::Impl::MakeKernels() {
@@ -151,23 +162,23 @@ void CpuExecutor::Impl::SetStages() {
       if (Matrix(op.projections[i].weight).format()) return true;
     return false;
   };
-  stages = MakeStages(program, needs_quantize, static_cast<bool>(tap));
+  for (Plan& each : plans) each.stages = MakeStages(each.program, needs_quantize, static_cast<bool>(tap));
 }
 
 void CpuExecutor::Impl::AllocateSlots(int max_rows) {
   for (size_t i = 0; i < slots.size(); ++i) {
     // An odd number of lines: then the same columns of many rows do not fall into the same sets of a cache.
-    strides[i] = ((program.width[i] + kPanelRows - 1) / kPanelRows | 1) * kPanelRows;
+    strides[i] = ((Width(static_cast<Slot>(i)) + kPanelRows - 1) / kPanelRows | 1) * kPanelRows;
     slots[i] = Buffer(strides[i] * max_rows * sizeof(float), "one step");
   }
   int64_t k = 1;
-  for (const Op& op : program.ops)
+  for (const Op& op : plans[0].program.ops)
     if (op.kind == OpKind::kLinear) k = std::max<int64_t>(k, Width(op.in));
   quantized = Buffer(max_rows * ActivationRowBytes(k), "one step");
 }
 
 void CpuExecutor::Impl::CollectRopes() {
-  for (const Op& op : program.ops) {
+  for (const Op& op : plans[0].program.ops) {
     if (op.kind != OpKind::kRope || RopeOf(op) >= 0) continue;
     ropes.push_back({&op, RopeFrequencies(config, op, op.rope_factors >= 0 ? Vector(op.rope_factors) : nullptr)});
   }
@@ -181,6 +192,7 @@ int CpuExecutor::Impl::RopeOf(const Op& op) const {
 }
 
 void CpuExecutor::Impl::RunMember(Team::Member& member) {
+  const std::vector<Stage>& stages = plan->stages;
   for (size_t i = 0; i < stages.size() && !stopped; ++i) {
     const Stage& stage = stages[i];
     if (IsSerial(stage)) continue;  // ran behind the stage in front
@@ -188,7 +200,7 @@ void CpuExecutor::Impl::RunMember(Team::Member& member) {
       if (stage.raises >= 0) peer->Raise(stage.raises);
       RunSerialFrom(i + 1, member.index());
     };
-    if (trace) member.set_track(&trace->Begin(member.index(), i));
+    if (plan->trace) member.set_track(&plan->trace->Begin(member.index(), i));
     switch (stage.kind) {
       case Stage::Kind::kRows: {
         const int64_t grain = std::clamp<int64_t>(Rows(stage) / (4 * team.size()), 1, 16);
@@ -201,6 +213,7 @@ void CpuExecutor::Impl::RunMember(Team::Member& member) {
         break;
       }
       case Stage::Kind::kLinear: RunLinear(member, stage, then); break;
+      case Stage::Kind::kSendPanels: SendPanels(member, *stage.op, then); break;
       case Stage::Kind::kAttention: {
         const Op& op = *stage.op;
         attention.Run(member,
@@ -214,6 +227,8 @@ void CpuExecutor::Impl::RunMember(Team::Member& member) {
 }
 
 void CpuExecutor::Impl::RunSerialFrom(size_t stage, int member) {
+  const std::vector<Stage>& stages = plan->stages;
+  std::optional<StageTracer>& trace = plan->trace;
   const auto stops = [this] {
     if (!cancel->load(std::memory_order_relaxed) && !peer_lost.load(std::memory_order_relaxed)) return false;
     stopped = true;
@@ -329,6 +344,22 @@ void CpuExecutor::Impl::Receive(const Op& op, int64_t row) {
   std::copy_n(peer->Rows(op.channel).Row(row), Width(op.out), Row(op.out, row));
 }
 
+template <typename Then>
+void CpuExecutor::Impl::SendPanels(Team::Member& member, const Op& op, const Then& then) {
+  const PanelCopy copy(weights, op);
+  member.For(
+      copy.n_units(), 1,
+      [&](int64_t begin, int64_t end) {
+        uint8_t* out = peer->Panels(op.channel);
+        if (!out) peer_lost = true;
+        for (int64_t unit = begin; out && unit < end; ++unit) copy.Copy(unit, out);
+      },
+      [&] {
+        peer->RaisePanels(op.channel);
+        then();
+      });
+}
+
 void CpuExecutor::Impl::FillRopeTables(int64_t row) {
   for (size_t i = 0; i < ropes.size(); ++i) {
     float* out = rope_values.as<float>() + (static_cast<int64_t>(i) * max_rows + row) * config.rope_dims;
@@ -426,8 +457,9 @@ void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection
 }
 
 CpuExecutor::CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,
-                         const LoadOptions& load, const KvLayout& kv_layout, Tracer* tracer, Peer* peer)
-    : impl_(std::make_unique<Impl>(file, model, team, isa, max_rows, load, kv_layout, tracer, peer)) {}
+                         const LoadOptions& load, const KvLayout& kv_layout, Tracer* tracer, Peer* peer,
+                         const Program* streamed)
+    : impl_(std::make_unique<Impl>(file, model, team, isa, max_rows, load, kv_layout, tracer, peer, streamed)) {}
 
 CpuExecutor::~CpuExecutor() = default;
 
@@ -435,16 +467,17 @@ bool CpuExecutor::Run(const StepView& step, const std::atomic<bool>& cancel) {
   Impl& impl = *impl_;
   CHECK(!step.tokens.empty() && static_cast<int>(step.tokens.size()) <= impl.max_rows);
   impl.step = &step;
+  impl.plan = &impl.plans[step.streamed];
   impl.cancel = &cancel;
   impl.stopped = impl.peer_lost = false;
   for (size_t i = 0; i < step.spans.size(); ++i)
     std::fill_n(impl.span_of_row.begin() + step.spans[i].first_row, step.spans[i].n_rows, static_cast<int32_t>(i));
-  if (impl.trace) impl.trace->BeginStep(step);
+  if (impl.plan->trace) impl.plan->trace->BeginStep(step);
   impl.attention.Prepare(step);
   impl.sparse_ffn.BeginStep(step.prompt);
   impl.RunSerialFrom(0, 0);
   impl.team.Run([&](Team::Member& member) { impl.RunMember(member); }, step.max_members);
-  if (impl.trace) impl.trace->EndStep();
+  if (impl.plan->trace) impl.plan->trace->EndStep();
   impl.step = nullptr;
   if (!impl.stopped) impl.sparse_ffn.EndStep();
   impl.weights.CheckIntact();
@@ -452,13 +485,13 @@ bool CpuExecutor::Run(const StepView& step, const std::atomic<bool>& cancel) {
 }
 
 std::span<const float> CpuExecutor::Logits(int i) const {
-  const Op& last = impl_->program.ops.back();
+  const Op& last = impl_->plan->program.ops.back();
   const SlotRows rows = last.kind == OpKind::kReceive ? impl_->peer->Rows(last.channel) : impl_->Rows(Slot::kLogits);
   return {rows.Row(i), static_cast<size_t>(impl_->config.n_vocab)};
 }
 
 void CpuExecutor::SetInputTap(InputTap tap) {
-  CHECK(!impl_->trace);                        // it has counted the stages
+  CHECK(!impl_->plan->trace);                  // it has counted the stages
   CHECK(impl_->sparse_ffn.Kernels().empty());  // generated rows have no input of down
   impl_->tap = std::move(tap);
   impl_->SetStages();

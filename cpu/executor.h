@@ -40,6 +40,7 @@ struct StepView {
   std::span<const SpanView> spans;     // cover all rows in order
   std::span<const int32_t> wanted;     // rows whose logits are wanted, ascending
   int max_members = kMaxThreads;       // of the team, that work on it
+  bool streamed = false;               // by the second program that the executor was given
 };
 
 // Sees row `row` of what a kLinear op reads (of a head: the row-th wanted row), and of the gates or ups that an
@@ -49,9 +50,10 @@ using InputTap = std::function<void(const Op& op, int64_t row, std::span<const f
 class CpuExecutor {
  public:
   // Loads all weights, as cpu/weights.h says. `tracer`, unless null, learns what every step does. `peer` computes the
-  // other half where the model is one of a split; else null.
+  // other half where the model is one of a split; else null. streamed: another list of ops over some of the weights,
+  // for steps in which more of them is the peer's; or null.
   CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows, const LoadOptions& load,
-              const KvLayout& kv_layout, Tracer* tracer, Peer* peer = nullptr);
+              const KvLayout& kv_layout, Tracer* tracer, Peer* peer = nullptr, const Program* streamed = nullptr);
   ~CpuExecutor();
 
   // False when `cancel` became true, or the peer is lost: the step was left at some op, logits are void. Throws Error

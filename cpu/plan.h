@@ -27,8 +27,8 @@ enum class RowTask : uint8_t {
 };
 
 struct Stage {
-  enum class Kind : uint8_t { kRows, kLinear, kAttention } kind;
-  const Op* op = nullptr;    // kLinear, kAttention
+  enum class Kind : uint8_t { kRows, kLinear, kAttention, kSendPanels } kind;
+  const Op* op = nullptr;    // but for kRows
   bool wanted_rows = false;  // over the rows whose logits are wanted, which stand compactly from here on
   struct Task {
     RowTask task;
@@ -63,6 +63,7 @@ std::vector<Stage> MakeStages(const Program& program, const Predicate& needs_qua
         add_task(RowTask::kSend, &op, op.wanted_rows);
         stages.back().raises = op.channel;
         break;
+      case OpKind::kSendPanels: stages.push_back({Stage::Kind::kSendPanels, &op, false, {}, -1}); break;
       case OpKind::kGatedAct:
       case OpKind::kAct:
         if (tapped) add_task(RowTask::kTap, &op, false);

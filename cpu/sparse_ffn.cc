@@ -111,7 +111,7 @@ void SparseFfn::PromptUp(const Bundles& bundles, int member, int64_t group, cons
   const BundleShape& shape = bundles.shape();
   uint8_t* panels = panels_.data() + member * scratch_bytes_;
   for (int64_t block = 0; block < shape.up_blocks(); ++block) {
-    bundles.UpPanels(group, block, panels);
+    bundles.UpPanels(group, block, bundles.UpPanelBytes(block), panels);
     for (const Run& run : prompt_runs_) {
       const uint8_t* rows = x + run.begin * ActivationRowBytes(shape.n_embd) + ActivationOffset(block * kUpBlockK, 0);
       linear_.at(shape.up).Run(
@@ -129,7 +129,7 @@ void SparseFfn::PromptDown(const Bundles& bundles, int member, int64_t block, co
   uint8_t* panels = panels_.data() + member * scratch_bytes_;
   for (int64_t group = 0; group < shape.n_groups(); group += kGroupsTogether) {
     const int64_t n = std::min(kGroupsTogether, shape.n_groups() - group);
-    bundles.DownPanels(block, group, n, panels);
+    bundles.DownPanels(block, group, n, bundles.DownPanelBytes(n), panels);
     for (const Run& run : prompt_runs_) {
       const uint8_t* rows =
           x + run.begin * ActivationRowBytes(shape.n_ff) + ActivationOffset(group * kBundleNeurons, 0);

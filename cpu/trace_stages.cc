@@ -39,6 +39,8 @@ void Join(std::string& names, const std::string& name) {
 
 TraceLabel LabelOf(const Stage& stage, const Model& model) {
   if (stage.kind == Stage::Kind::kAttention) return {"attention", "attention", stage.op->layer};
+  if (stage.kind == Stage::Kind::kSendPanels)
+    return {"send " + ShortName(model.weights[stage.op->weight]), "panels", stage.op->layer};
   if (stage.kind == Stage::Kind::kLinear) {
     TraceLabel label{"", "linear", stage.op->layer};
     for (int i = 0; i < stage.op->n_projections; ++i)

@@ -1,10 +1,10 @@
 // What a device is to the rest of the program: memory within a budget, and a list of ops that it executes beside the
 // CPU. This is the whole contract; nothing in it belongs to one make of devices.
 //
-// At load the host describes the device's part of the forward pass once, in SetProgram; every step starts it in Begin.
-// The ops run in order. The device may fuse neighbours and may record the whole, say as a graph for each number of
-// rows: what differs from step to step is in DeviceStep, never in the ops, and all addresses are fixed. Host and device
-// meet at flags, which are down when a step begins and go up once in it:
+// At load the host describes the device's part of the forward pass once, in SetPrograms: a list of ops, or several, of
+// which every step names one in Begin. The ops run in order. The device may fuse neighbours and may record the whole,
+// say as a graph for each number of rows: what differs from step to step is in DeviceStep, never in the ops, and all
+// addresses are fixed. Host and device meet at flags, which are down when a step begins and go up once in it:
 //
 //   host                                device
 //   Begin(step)  ------------------->   kNorm, kLinear ...
@@ -12,16 +12,23 @@
 //   writes rows, Raise(1)  --------->   kReceive, flag 1: waits for the flag, then rows from page-locked memory
 //   Finish()  <----------------------   the end of the list
 //
-// Nothing but SetProgram and the allocating functions takes memory; nothing but Await and Finish waits for the device.
+// Weights that the device has no room for come while it computes, through a buffer that several ops share:
+//
+//   writes panels, Raise(2)  ------->   kReceivePanels, flag 2: waits for the flag, then the buffer = the panels
+//   Await(3), writes others  <-------   taken 3: the page-locked memory may change
+//                                       kLinear by the buffer
+//
+// A kReceivePanels may run ahead of the ops in front of it, as soon as none of those that read its buffer is left.
+// Nothing but SetPrograms and the allocating functions takes memory; nothing but Await and Finish waits for the device.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <span>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "gpu/device_buffer.h"
 #include "models/dtype.h"
 #include "models/error.h"
 #include "models/kv_layout.h"
@@ -44,8 +51,6 @@ class DeviceLost : public DeviceError {
  public:
   using DeviceError::DeviceError;
 };
-
-using DeviceAddress = uint64_t;  // in the device's memory; 0: none
 
 // Rows of floats in the device's memory.
 struct DeviceRows {
@@ -79,7 +84,8 @@ enum class DeviceOpKind : uint8_t {
   kNorm,       // out (+)= norm(in) * vector, and + bias for a layer norm. Over wanted rows it gathers them from `in`
   kHeadNorm,   // in place on `out`: rms_norm of each head * vector
   kRope,       // in place on `out`: rotates each head's first in.width dims; in: the rows of kRopeTable
-  kLinear,     // projections[i].out (+)= w[i] in + bias[i]; in's columns from in.width on to K count as zero
+  kLinear,     // projections[i].out (+)= w[i] in + bias[i]; in's first `lead` columns and those from in.width on to K
+               // count as zero
   kGatedAct,   // out = act(in) * in2; out may be in
   kAct,        // out = act(in); out may be in
   kStoreKv,    // keys `in`, values `in2` of the rows whose position is one of [first_token, end_token) go to KV pages
@@ -91,6 +97,7 @@ enum class DeviceOpKind : uint8_t {
   kAdd,             // out += in
   kReceive,         // waits for `flag`, then out = host rows
   kSend,            // host rows = in, then `flag` goes up
+  kReceivePanels,  // waits for `flag`, then projections[0].w = `panels`, as UploadPanels has them; then `taken` goes up
   kLogits,  // host rows = projections[0].w in + bias over wanted rows, then `flag` goes up. The device multiplies as
             // many at once as it has memory for
 };
@@ -109,6 +116,8 @@ struct DeviceOp {
   float eps = 0;  // kNorm, kHeadNorm
   std::array<DeviceProjection, 3> projections{};
   int n_projections = 0;
+  int lead = 0;                                 // kLinear
+  const uint8_t* panels = nullptr;              // kReceivePanels: in page-locked memory
   Activation activation{};                      // kAct, kGatedAct
   RopeKind rope{};                              // kRope
   int head_dim = 0, n_head = 0, n_head_kv = 0;  // kHeadNorm, kRope: head_dim; kAttention...: all
@@ -118,7 +127,7 @@ struct DeviceOp {
   int kv_kind = 0;                              // which block table
   int64_t kv_offset_bytes = 0;                  // of the layer within its page; a head takes KvHeadBytes
   int first_token = 0, end_token = INT32_MAX;   // multiples of kPageTokens
-  int flag = -1;
+  int flag = -1, taken = -1;
   HostRows host{};
 };
 
@@ -142,58 +151,7 @@ struct DeviceStep {
   std::span<const uint8_t> prompt;     // per row: of the prompt class (0: decode class)
   std::span<const int32_t> wanted;     // rows whose logits are wanted, ascending
   std::span<const DeviceSpan> spans;   // cover all rows in order
-};
-
-class Device;
-
-// Memory of a device, given back with it. Must not outlive the device.
-class DeviceBuffer {
- public:
-  DeviceBuffer() = default;
-  DeviceBuffer(Device& device, DeviceAddress address, int64_t bytes)
-      : device_(&device), address_(address), bytes_(bytes) {}
-  DeviceBuffer(DeviceBuffer&& other) noexcept { *this = std::move(other); }
-  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
-    std::swap(device_, other.device_);
-    std::swap(address_, other.address_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  ~DeviceBuffer();
-
-  DeviceAddress address() const { return address_; }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  Device* device_ = nullptr;
-  DeviceAddress address_ = 0;
-  int64_t bytes_ = 0;
-};
-
-// Page-locked memory of the host that the device reads and writes. Must not outlive the device.
-class StagingBuffer {
- public:
-  StagingBuffer() = default;
-  StagingBuffer(Device& device, void* data, int64_t bytes) : device_(&device), data_(data), bytes_(bytes) {}
-  StagingBuffer(StagingBuffer&& other) noexcept { *this = std::move(other); }
-  StagingBuffer& operator=(StagingBuffer&& other) noexcept {
-    std::swap(device_, other.device_);
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-  ~StagingBuffer();
-
-  template <typename T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  Device* device_ = nullptr;
-  void* data_ = nullptr;
-  int64_t bytes_ = 0;
+  int program = 0;                     // of those set
 };
 
 // All functions but Raise and Await are called by one thread at a time.
@@ -219,13 +177,15 @@ class Device {
   // most n, PackedStride apart. `packed` is where panel `begin` starts.
   virtual void UploadPanels(const DeviceMatrix& to, int64_t begin, int64_t end, const uint8_t* packed) = 0;
 
-  // From now on Begin runs these ops; once per device. May take memory, of the budget too.
-  virtual void SetProgram(std::vector<DeviceOp> ops, const DeviceLimits& limits) = 0;
-  // Starts the program over the rows of a step. Not before the last one finished.
+  // From now on Begin runs one of these lists of ops; once per device. May take memory, of the budget too. Numbers of
+  // rows are prepared for in the first alone.
+  virtual void SetPrograms(std::vector<std::vector<DeviceOp>> programs, const DeviceLimits& limits) = 0;
+  // Starts a program over the rows of a step. Not before the last one finished.
   virtual void Begin(const DeviceStep& step) = 0;
-  // Rows that the host wrote before are seen by the kReceive of the flag.
+  // What the host wrote before is seen by the kReceive or kReceivePanels of the flag.
   virtual void Raise(int flag) noexcept = 0;
-  // Waits for a kSend or kLogits; its rows may be read then. False when the device is lost, or after Abandon.
+  // Waits for a kSend or kLogits, whose rows may be read then, or a `taken`. False when the device is lost, or after
+  // Abandon.
   [[nodiscard]] virtual bool Await(int flag) noexcept = 0;
   // Waits for the end of the program. False when the device is lost.
   [[nodiscard]] virtual bool Finish() noexcept = 0;

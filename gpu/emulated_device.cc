@@ -26,6 +26,14 @@ int64_t WeightBytes(const DeviceOp& op) {
   return bytes;
 }
 
+// Panels from `begin` on, up to the last or to `end`.
+void CopyPanels(const DeviceMatrix& to, int64_t begin, int64_t end, const uint8_t* packed) {
+  const int64_t per_panel =
+      FindPackedFormat(to.type) ? PackedBytes(to.type, kPanelRows, to.k) : kPanelRows * PackedStride(to.type, to.k);
+  const int64_t last = std::min(end * per_panel, PackedBytes(to.type, to.n, to.k));
+  std::memcpy(reinterpret_cast<uint8_t*>(to.data) + begin * per_panel, packed, last - begin * per_panel);
+}
+
 }  // namespace
 
 struct EmulatedDevice::Impl {
@@ -35,6 +43,7 @@ struct EmulatedDevice::Impl {
   void Serve();  // the queue's thread
   void RunProgram();
   void RunOp(const DeviceOp& op);
+  void ReceivePanels(const DeviceOp& op);
   bool AwaitFlag(int flag, const std::atomic<bool>& abandoned) const;
   void Copy(const DeviceStep& from);
   void Lose(const char* because);
@@ -54,7 +63,7 @@ struct EmulatedDevice::Impl {
   const char* lost_because = nullptr;
   std::atomic<bool> lost = false, abandoned = false;
 
-  std::vector<DeviceOp> ops;
+  std::vector<std::vector<DeviceOp>> programs;
   std::unique_ptr<std::atomic<bool>[]> flags;
   int n_flags = 0;
 
@@ -174,18 +183,17 @@ void EmulatedDevice::Download(std::span<uint8_t> to, DeviceAddress from) {
 
 void EmulatedDevice::UploadPanels(const DeviceMatrix& to, int64_t begin, int64_t end, const uint8_t* packed) {
   impl_->CountUpload();
-  const int64_t per_panel =
-      FindPackedFormat(to.type) ? PackedBytes(to.type, kPanelRows, to.k) : kPanelRows * PackedStride(to.type, to.k);
-  const int64_t last = std::min(end * per_panel, PackedBytes(to.type, to.n, to.k));
-  std::memcpy(reinterpret_cast<uint8_t*>(to.data) + begin * per_panel, packed, last - begin * per_panel);
+  CopyPanels(to, begin, end, packed);
 }
 
-void EmulatedDevice::SetProgram(std::vector<DeviceOp> ops, const DeviceLimits& limits) {
+void EmulatedDevice::SetPrograms(std::vector<std::vector<DeviceOp>> programs, const DeviceLimits& limits) {
   Impl& impl = *impl_;
   impl.CheckAlive();
-  CHECK(impl.ops.empty());
-  impl.executor->Prepare(ops, limits);
-  impl.ops = std::move(ops);
+  CHECK(impl.programs.empty());
+  std::vector<DeviceOp> all;
+  for (const std::vector<DeviceOp>& ops : programs) all.insert(all.end(), ops.begin(), ops.end());
+  impl.executor->Prepare(all, limits);
+  impl.programs = std::move(programs);
   impl.n_flags = limits.n_flags;
   impl.flags = std::make_unique<std::atomic<bool>[]>(limits.n_flags);
   impl.max_pages = limits.max_pages;
@@ -212,7 +220,7 @@ void EmulatedDevice::Impl::Copy(const DeviceStep& from) {
       table = pages.data() + pages.size() - n;
     }
   }
-  step = {positions, prompt, wanted, spans};
+  step = {positions, prompt, wanted, spans, from.program};
 }
 
 void EmulatedDevice::Begin(const DeviceStep& step) {
@@ -280,7 +288,7 @@ void EmulatedDevice::Impl::Serve() {
 }
 
 void EmulatedDevice::Impl::RunProgram() {
-  for (const DeviceOp& op : ops) {
+  for (const DeviceOp& op : programs[step.program]) {
     if (lost || abandoned) return;
     bool fails;
     {
@@ -292,7 +300,24 @@ void EmulatedDevice::Impl::RunProgram() {
   }
 }
 
+void EmulatedDevice::Impl::ReceivePanels(const DeviceOp& op) {
+  if (!AwaitFlag(op.flag, abandoned)) return;
+  try {
+    CountUpload();
+  } catch (const DeviceLost&) {
+    return;
+  }
+  const auto begin = Clock::now();
+  const DeviceMatrix& w = op.projections[0].w;
+  CopyPanels(w, 0, (w.n + kPanelRows - 1) / kPanelRows, op.panels);
+  if (options.link_bytes_per_s > 0)
+    std::this_thread::sleep_until(
+        begin + std::chrono::duration<double>(static_cast<double>(WeightBytes(op)) / options.link_bytes_per_s));
+  flags[op.taken].store(true, std::memory_order_release);
+}
+
 void EmulatedDevice::Impl::RunOp(const DeviceOp& op) {
+  if (op.kind == DeviceOpKind::kReceivePanels) return ReceivePanels(op);
   const int64_t n_rows = std::ssize(op.wanted_rows ? step.wanted : step.positions);
   const auto floats = [](DeviceAddress address) { return reinterpret_cast<float*>(address); };
   double seconds = 1e-9 * static_cast<double>(options.launch_ns);

@@ -17,7 +17,8 @@ class DeviceOpExecutor {
  public:
   virtual ~DeviceOpExecutor() = default;
   virtual bool Supports(DType type) const = 0;
-  // At SetProgram: takes what memory the ops need. kReceive and kSend are none of its business.
+  // At SetPrograms: takes what memory the ops of all programs need. kReceive, kSend and kReceivePanels are none of its
+  // business.
   virtual void Prepare(std::span<const DeviceOp> ops, const DeviceLimits& limits) = 0;
   virtual void Run(const DeviceOp& op, const DeviceStep& step) = 0;
 };
@@ -25,14 +26,14 @@ class DeviceOpExecutor {
 // Which call fails, counted from 1 over the device's life; 0: none.
 struct InjectedFailures {
   int64_t allocation = 0;  // of Allocate and AllocateStaging: DeviceOutOfMemory
-  int64_t upload = 0;      // of Upload, UploadPanels, and of what Begin takes: the device is lost
+  int64_t upload = 0;      // of Upload, UploadPanels, of what Begin and kReceivePanels take: the device is lost
   int64_t launch = 0;      // of an op: the device is lost
 };
 
 struct EmulatedDeviceOptions {
   int64_t budget_bytes = 0;
   double bytes_per_s = 0;       // of weights and KV read, at most; 0: as fast as it is
-  double link_bytes_per_s = 0;  // of rows that pass between host and device, at most; 0: as fast as it is
+  double link_bytes_per_s = 0;  // of rows and panels between host and device, at most; 0: as fast as it is
   int64_t launch_ns = 0;        // an op takes at least so long
   bool f16_kv_only = false;
   InjectedFailures failures{};
@@ -55,7 +56,7 @@ class EmulatedDevice final : public Device {
   void Upload(DeviceAddress to, std::span<const uint8_t> from) override;
   void Download(std::span<uint8_t> to, DeviceAddress from) override;
   void UploadPanels(const DeviceMatrix& to, int64_t begin, int64_t end, const uint8_t* packed) override;
-  void SetProgram(std::vector<DeviceOp> ops, const DeviceLimits& limits) override;
+  void SetPrograms(std::vector<std::vector<DeviceOp>> programs, const DeviceLimits& limits) override;
   void Begin(const DeviceStep& step) override;
   void Raise(int flag) noexcept override;
   [[nodiscard]] bool Await(int flag) noexcept override;

@@ -4,7 +4,6 @@
 
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,7 +11,6 @@
 #include <vector>
 
 #include "models/gguf.h"
-#include "models/neuron_order.h"
 
 namespace thermocline {
 
@@ -104,6 +102,7 @@ enum class OpKind : uint8_t {
   // In halves of a split program (runtime/split.h):
   kSend,            // `in` goes to the other side
   kReceive,         // `out` comes from the other side
+  kSendPanels,      // panels [begin, end) of `weight` go to the other side; in: as of the product that reads it
   kAdd,             // out += in
   kAttentionState,  // kAttention over tokens [first_token, end_token) alone, appending those of them, left unfinished:
                     // of each head the largest score, of each head the sum of exp(score - max), then of each head the
@@ -122,7 +121,7 @@ struct Op {
   Slot out = Slot::kCount;
   bool accumulate = false;   // add to `out` instead of overwriting it
   bool wanted_rows = false;  // only the rows whose logits somebody wants
-  WeightId weight = -1;      // kEmbed, kNorm, kHeadNorm
+  WeightId weight = -1;      // kEmbed, kNorm, kHeadNorm, kSendPanels
   WeightId bias = -1;        // kNorm: of a layer norm; none: an RMS norm
   WeightId positions = -1;   // kEmbed: (n_ctx_train + position_offset, n_embd), or none
   int position_offset = 0;   // kEmbed
@@ -138,7 +137,7 @@ struct Op {
   int window = 0;                              // kAttention: tokens seen, itself included; 0: all
   float scale = 1;                             // kEmbed, kAttention
   int first_token = 0, end_token = INT32_MAX;  // kAttentionState: multiples of a page
-  int16_t channel = -1;                        // kSend, kReceive: which of the places where the two sides meet
+  int16_t channel = -1;  // kSend, kReceive: which of the places where the two sides meet; kSendPanels: which piece
 
   // kLinear within a layer: whether prompt rows of `in` bear 8 bits per value (HACKING.md "Numerics"): all but q, k, v.
   bool bears_8_bits() const { return projections[0].out != Slot::kQuery; }
@@ -155,16 +154,14 @@ struct Program {
 };
 
 // Rows [first_row, first_row + n), columns [first_k, first_k + k) of a tensor: all of it but in halves of a split
-// model, where n = 0 is a weight that this half has nothing of. models/weight_rows.h reads them.
+// model, where n = 0 is a weight that this half has nothing of.
 struct Weight {
   const Tensor* tensor;
   bool matrix;   // (N, K) to be packed; otherwise a vector of n floats
   int64_t n, k;  // k = 1 for vectors
   int64_t first_row = 0, first_k = 0;
-  std::shared_ptr<const NeuronOrder> rows{}, columns{};  // in which they are counted; null: as in the file
 
-  DType type() const { return columns ? columns->TypeOf(tensor->type) : tensor->type; }  // in which it is held
-  // From one row of the tensor to the next; where the first block of the weight stands, if it has no order of its own.
+  // From one row of the tensor to the next; where the first block of the weight stands.
   int64_t row_bytes() const;
   const uint8_t* data() const;
 };

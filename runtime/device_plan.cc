@@ -9,21 +9,23 @@
 namespace thermocline {
 namespace {
 
+// A piece of 16 MB keeps a link of 50 GB/s busy for a third of a millisecond, and an H100 for half of one with 512
+// rows. Both buffers together are a sixteenth of a small memory.
+constexpr int64_t kMaxPieceBytes = int64_t{16} << 20, kPieceShare = 32;
+// Streaming may take so much of the memory; where it takes more, what is resident is worth more.
+constexpr int64_t kStreamShare = 8;
+
 bool SupportsWeightsOf(const Device& device, const Model& model, const Op& op) {
   for (int i = 0; i < op.n_projections; ++i)
-    if (!device.Supports(model.weights[op.projections[i].weight].type())) return false;
+    if (!device.Supports(model.weights[op.projections[i].weight].tensor->type)) return false;
   return true;
 }
 
 // Placements in the order in which a device's memory is filled, by a step from 0 on, where nothing is on the device.
 class Filling {
  public:
-  Filling(const Device& device, const Model& model, KvTypes kv_types, const HotNeurons* hot, bool with_head)
-      : device_(device), model_(model), kv_types_(kv_types), hot_(hot), with_head_(with_head) {
-    for (int64_t block = 0; block < n_blocks(); ++block)
-      for (int layer = 0; layer < n_layer(); ++layer) blocks_.push_back({layer, hot ? hot->heat[layer][block] : 0});
-    std::stable_sort(blocks_.begin(), blocks_.end(), [](const Block& a, const Block& b) { return a.heat > b.heat; });
-  }
+  Filling(const Device& device, const Model& model, KvTypes kv_types, bool with_head)
+      : device_(device), model_(model), kv_types_(kv_types), with_head_(with_head) {}
 
   int64_t n_layer() const { return model_.config.n_layer; }
   int64_t n_blocks() const { return (model_.config.n_ff + kHotBlock - 1) / kHotBlock; }  // per layer
@@ -31,11 +33,13 @@ class Filling {
 
   Placement At(int64_t step) const {
     Placement placement = AllOnCpu(model_.config);
-    if (hot_) placement.orders = hot_->orders;
-    for (int64_t i = 0; i < std::min(step, n_layer()); ++i)
-      if (device_.SupportsKv(kv_types_)) placement.layers[i].attention = placement.layers[i].kv = Memory::kDevice;
-    for (int64_t i = 0; i < step - n_layer() - with_head_; ++i) placement.layers[blocks_[i].layer].n_hot += kHotBlock;
-    for (LayerPlacement& layer : placement.layers) layer.n_hot = std::min<int64_t>(layer.n_hot, model_.config.n_ff);
+    for (int64_t i = 0; i < n_layer(); ++i) {
+      LayerPlacement& layer = placement.layers[i];
+      if (i < step && device_.SupportsKv(kv_types_)) layer.attention = layer.kv = Memory::kDevice;
+      const int64_t blocks = std::max<int64_t>(0, step - n_layer() - with_head_);
+      const int64_t here = blocks / n_layer() + (i < blocks % n_layer());
+      layer.n_hot = std::min<int64_t>(here * kHotBlock, model_.config.n_ff);
+    }
     if (with_head_ && step > n_layer()) placement.head = Memory::kDevice;
     return Restrict(device_, model_, kv_types_, std::move(placement));
   }
@@ -44,13 +48,7 @@ class Filling {
   const Device& device_;
   const Model& model_;
   const KvTypes kv_types_;
-  const HotNeurons* const hot_;
   const bool with_head_;
-  struct Block {
-    int layer;
-    double heat;
-  };
-  std::vector<Block> blocks_;  // hottest first; those alike in turn from each layer
 };
 
 }  // namespace
@@ -72,9 +70,8 @@ bool UsesDevice(const Placement& placement) {
 Placement Restrict(const Device& device, const Model& model, KvTypes kv_types, Placement placement) {
   for (LayerPlacement& layer : placement.layers)
     if (!device.SupportsKv(kv_types)) layer.kv = Memory::kCpu;
-  const Model ordered = Reorder(model, placement.orders);
-  for (const Op& op : ordered.program.ops) {
-    if (op.kind != OpKind::kLinear || SupportsWeightsOf(device, ordered, op)) continue;
+  for (const Op& op : model.program.ops) {
+    if (op.kind != OpKind::kLinear || SupportsWeightsOf(device, model, op)) continue;
     if (op.layer < 0)
       placement.head = Memory::kCpu;
     else if (op.in == Slot::kGate || op.projections[0].out == Slot::kGate)
@@ -85,21 +82,32 @@ Placement Restrict(const Device& device, const Model& model, KvTypes kv_types, P
   return placement;
 }
 
-Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types, const StepLimits& limits,
-                     int64_t budget_bytes, const HotNeurons* hot) {
-  const auto fits = [&](const Placement& placement) {
+int64_t SuitablePieceBytes(int64_t budget_bytes) { return std::min(kMaxPieceBytes, budget_bytes / kPieceShare); }
+
+Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types, FfnMode ffn, const StepLimits& limits,
+                     int64_t budget_bytes, int64_t piece_bytes) {
+  if (piece_bytes == 0) piece_bytes = SuitablePieceBytes(budget_bytes);
+  const auto total = [&](const Placement& placement, bool streams) {
     const SplitModel split = Split(model, placement);
+    std::optional<StreamedModel> streamed;
+    if (streams) streamed = Stream(device, model, placement, split, kv_types, ffn, piece_bytes);
     const KvLayout layout = LayoutOf(placement, model.config, kv_types);
-    return DeviceSide::BytesFor(device, split, layout, limits).total() <= budget_bytes;
+    return DeviceSide::BytesFor(device, split, streamed ? &*streamed : nullptr, layout, limits).total();
   };
-  const Filling filling_head(device, model, kv_types, hot, true);
-  const Filling filling(device, model, kv_types, hot, fits(filling_head.At(filling_head.n_layer() + 1)));
-  int64_t good = 0, bad = filling.last() + 1;
-  while (bad - good > 1) {
-    const int64_t middle = (good + bad) / 2;
-    (fits(filling.At(middle)) ? good : bad) = middle;
-  }
-  return filling.At(good);
+  const auto fill = [&](bool streams) {
+    const auto fits = [&](const Placement& placement) { return total(placement, streams) <= budget_bytes; };
+    const Filling filling_head(device, model, kv_types, true);
+    const Filling filling(device, model, kv_types, fits(filling_head.At(filling_head.n_layer() + 1)));
+    int64_t good = 0, bad = filling.last() + 1;
+    while (bad - good > 1) {
+      const int64_t middle = (good + bad) / 2;
+      (fits(filling.At(middle)) ? good : bad) = middle;
+    }
+    return filling.At(good);
+  };
+  const Placement most = fill(false);
+  const int64_t streaming = total(most, true) - total(most, false);
+  return streaming > 0 && streaming <= budget_bytes / kStreamShare ? fill(true) : most;
 }
 
 std::string DescribePlan(const Device& device, const Placement& placement, const ModelConfig& config,
@@ -114,8 +122,10 @@ std::string DescribePlan(const Device& device, const Placement& placement, const
   text += least == most ? fmt::format("{}", most) : fmt::format("{} to {}", least, most);
   text += fmt::format(" of {} neurons a layer{}; ", config.n_ff, placement.head == Memory::kDevice ? ", the head" : "");
   const auto mb = [](int64_t n) { return static_cast<double>(n) / (1 << 20); };
-  text += fmt::format("{:.1f} MB of weights, {:.1f} MB of keys and values, {:.1f} MB for a step, {:.1f} MB left",
-                      mb(bytes.weights), mb(bytes.kv), mb(bytes.rows), mb(device.free_bytes() - bytes.total()));
+  text += fmt::format("{:.1f} MB of weights, {:.1f} MB of keys and values, {:.1f} MB for a step, ", mb(bytes.weights),
+                      mb(bytes.kv), mb(bytes.rows));
+  if (bytes.streamed > 0) text += fmt::format("{:.1f} MB to stream the rest for prompts, ", mb(bytes.streamed));
+  text += fmt::format("{:.1f} MB left", mb(device.free_bytes() - bytes.total()));
   return text;
 }
 

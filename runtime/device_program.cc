@@ -9,11 +9,19 @@ namespace {
 
 class Lowering {
  public:
-  Lowering(const Model& half, const KvLayout& layout, const DeviceMap& map)
-      : half_(half), config_(half.config), layout_(layout), map_(map) {}
+  Lowering(const Model& half, const KvLayout& layout, const DeviceMap& map, std::span<const HostRows> channels,
+           std::span<const StreamedPiece> pieces, const StreamedMap& stream)
+      : half_(half),
+        config_(half.config),
+        layout_(layout),
+        map_(map),
+        channels_(channels),
+        pieces_(pieces),
+        stream_(stream) {}
 
   std::vector<DeviceOp> Run() {
-    for (const DeviceMap::Rope& rope : map_.ropes) {
+    for (const Op* op : DistinctRopes(half_.program)) {
+      const DeviceMap::Rope& rope = RopeOf(*op);
       DeviceOp& table = Emit(DeviceOpKind::kRopeTable, *rope.op);
       table.out = rope.table;
       table.vector = rope.frequencies;
@@ -36,11 +44,17 @@ class Lowering {
     const DeviceRows rows = Rows(slot);
     return {rows.data + first * sizeof(float), rows.stride, static_cast<int>(width)};
   }
-  DeviceAddress Vector(WeightId id) const { return id >= 0 ? map_.vectors[id] : 0; }
+  DeviceAddress Vector(WeightId id, int64_t first = 0) const {
+    return id >= 0 ? map_.vectors[id] + first * sizeof(float) : 0;
+  }
+  const DeviceMap::Rope& RopeOf(const Op& op) const {
+    return *std::ranges::find_if(map_.ropes, [&](const auto& rope) { return SameFrequencies(*rope.op, op); });
+  }
 
   void Lower(const Op& op) {
     switch (op.kind) {
-      case OpKind::kEmbed: CHECK(!"the embedding is gathered by the CPU"); break;
+      case OpKind::kEmbed:
+      case OpKind::kSendPanels: CHECK(!"an op of the CPU's"); break;
       case OpKind::kNorm: {
         DeviceOp& norm = Emit(DeviceOpKind::kNorm, op);
         norm.in = Rows(op.in);
@@ -64,8 +78,7 @@ class Lowering {
         rope.out = Rows(op.out);
         rope.rope = op.rope;
         rope.head_dim = config_.head_dim;
-        for (const DeviceMap::Rope& known : map_.ropes)
-          if (SameFrequencies(*known.op, op)) rope.in = known.table;
+        rope.in = RopeOf(op).table;
         break;
       }
       case OpKind::kAttention:
@@ -98,7 +111,7 @@ class Lowering {
         DeviceOp& receive = Emit(DeviceOpKind::kReceive, op);
         receive.out = Rows(op.out);
         receive.flag = op.channel;
-        receive.host = map_.channels[op.channel];
+        receive.host = channels_[op.channel];
         break;
       }
       case OpKind::kSend: {
@@ -109,23 +122,56 @@ class Lowering {
         else
           send.in = Rows(op.in);
         send.flag = op.channel;
-        send.host = map_.channels[op.channel];
+        send.host = channels_[op.channel];
         break;
       }
     }
   }
 
+  // By the weights that the device holds, then by what is streamed.
   void Linear(const Op& op) {
-    DeviceOp& linear = Emit(op.projections[0].out == Slot::kLogits ? DeviceOpKind::kLogits : DeviceOpKind::kLinear, op);
-    linear.in = op.in == Slot::kGate ? Columns(op.in, 0, op.end) : Rows(op.in);
-    linear.bears_8_bits = op.bears_8_bits() && !op.wanted_rows;
-    linear.n_projections = op.n_projections;
-    for (int i = 0; i < op.n_projections; ++i) {
-      const Projection& from = op.projections[i];
-      const Weight& weight = half_.weights[from.weight];
-      linear.projections[i] = {map_.matrices[from.weight], Vector(from.bias), {}};
-      if (from.out != Slot::kLogits) linear.projections[i].out = Columns(from.out, weight.first_row, weight.n);
+    const size_t i = &op - half_.program.ops.data();
+    const bool streams = n_pieces_ < pieces_.size() && pieces_[n_pieces_].op == static_cast<int>(i);
+    const bool down = op.in == Slot::kGate;
+    const bool resident = half_.weights[op.projections[0].weight].n > 0;
+    if (resident) {
+      DeviceOp& linear =
+          Emit(op.projections[0].out == Slot::kLogits ? DeviceOpKind::kLogits : DeviceOpKind::kLinear, op);
+      const StreamedPiece* rest = streams ? &pieces_[n_pieces_] : nullptr;
+      linear.in = down ? Columns(op.in, 0, rest ? rest->first_k + rest->lead : op.end) : Rows(op.in);
+      linear.bears_8_bits = op.bears_8_bits() && !op.wanted_rows;
+      linear.n_projections = op.n_projections;
+      for (int p = 0; p < op.n_projections; ++p) {
+        const Projection& from = op.projections[p];
+        const Weight& weight = half_.weights[from.weight];
+        linear.projections[p] = {map_.matrices[from.weight], Vector(from.bias), {}};
+        if (from.out != Slot::kLogits) linear.projections[p].out = Columns(from.out, weight.first_row, weight.n);
+      }
     }
+    for (; n_pieces_ < pieces_.size() && pieces_[n_pieces_].op == static_cast<int>(i); ++n_pieces_)
+      Piece(op, pieces_[n_pieces_], down && resident);
+  }
+
+  // added: to what the device's own neurons gave.
+  void Piece(const Op& op, const StreamedPiece& piece, bool added) {
+    const size_t place = n_pieces_ % kPiecesAtOnce;
+    const Projection& from = op.projections[piece.projection];
+    DeviceMatrix w = piece.w;
+    w.data = stream_.buffers[place];
+    DeviceOp& receive = Emit(DeviceOpKind::kReceivePanels, op);
+    receive.n_projections = 1;
+    receive.projections[0].w = w;
+    receive.panels = stream_.staging[place];
+    receive.flag = stream_.first_flag + 2 * static_cast<int>(n_pieces_);
+    receive.taken = receive.flag + 1;
+    DeviceOp& linear = Emit(DeviceOpKind::kLinear, op);
+    linear.accumulate |= added;
+    linear.bears_8_bits = op.bears_8_bits();
+    linear.in = op.in == Slot::kGate ? Columns(op.in, piece.first_k, op.end - piece.first_k) : Rows(op.in);
+    linear.lead = piece.lead;
+    linear.n_projections = 1;
+    linear.projections[0] = {w, added ? 0 : Vector(from.bias, piece.first_row),
+                             Columns(from.out, piece.first_row, w.n)};
   }
 
   void Attention(const Op& op) {
@@ -156,6 +202,10 @@ class Lowering {
   const ModelConfig& config_;
   const KvLayout& layout_;
   const DeviceMap& map_;
+  const std::span<const HostRows> channels_;
+  const std::span<const StreamedPiece> pieces_;
+  const StreamedMap& stream_;
+  size_t n_pieces_ = 0;  // lowered
   std::vector<DeviceOp> ops_;
 };
 
@@ -171,8 +221,10 @@ std::vector<const Op*> DistinctRopes(const Program& program) {
   return ropes;
 }
 
-std::vector<DeviceOp> MakeDeviceProgram(const Model& half, const KvLayout& layout, const DeviceMap& map) {
-  return Lowering(half, layout, map).Run();
+std::vector<DeviceOp> MakeDeviceProgram(const Model& half, const KvLayout& layout, const DeviceMap& map,
+                                        std::span<const HostRows> channels, std::span<const StreamedPiece> pieces,
+                                        const StreamedMap& stream) {
+  return Lowering(half, layout, map, channels, pieces, stream).Run();
 }
 
 }  // namespace thermocline

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <array>
+#include <span>
 #include <vector>
 
 #include "gpu/device.h"
 #include "runtime/split.h"
+#include "runtime/stream.h"
 
 namespace thermocline {
 
@@ -19,12 +21,21 @@ struct DeviceMap {
     DeviceRows table;  // of a step
   };
   std::vector<Rope> ropes;
-  std::vector<HostRows> channels;
+};
+
+// Where the pieces of a streamed program stand.
+struct StreamedMap {
+  std::array<DeviceAddress, kPiecesAtOnce> buffers{};
+  std::array<uint8_t*, kPiecesAtOnce> staging{};
+  int first_flag = 0;  // of piece p: first_flag + 2 p is up when it is in staging, the next one when it was taken
 };
 
 // Ropes of a program that differ, as their first ops.
 std::vector<const Op*> DistinctRopes(const Program& program);
 
-std::vector<DeviceOp> MakeDeviceProgram(const Model& half, const KvLayout& layout, const DeviceMap& map);
+// channels: by the split's. pieces, stream: of a streamed half, else empty.
+std::vector<DeviceOp> MakeDeviceProgram(const Model& half, const KvLayout& layout, const DeviceMap& map,
+                                        std::span<const HostRows> channels, std::span<const StreamedPiece> pieces,
+                                        const StreamedMap& stream);
 
 }  // namespace thermocline

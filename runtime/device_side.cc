@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "models/check.h"
-#include "models/weight_rows.h"
 #include "runtime/kv_cache.h"
 
 namespace thermocline {
@@ -40,8 +39,8 @@ void PlaceWeights(const Device& device, const Model& half, Places& places, Devic
     const Weight& weight = half.weights[id];
     if (weight.n == 0) continue;
     if (weight.matrix)
-      map.matrices[id] = {weight.type(), weight.n, weight.k,
-                          places.Next(device.MatrixBytes(weight.type(), weight.n, weight.k))};
+      map.matrices[id] = {weight.tensor->type, weight.n, weight.k,
+                          places.Next(device.MatrixBytes(weight.tensor->type, weight.n, weight.k))};
     else
       map.vectors[id] = places.Next(weight.n * static_cast<int64_t>(sizeof(float)));
   }
@@ -50,11 +49,12 @@ void PlaceWeights(const Device& device, const Model& half, Places& places, Devic
     map.ropes.push_back({op, places.Next(half.config.rope_dims / 2 * static_cast<int64_t>(sizeof(double))), {}});
 }
 
-void PlaceRows(const Model& half, int max_rows, Places& places, DeviceMap& map) {
-  std::array<bool, static_cast<size_t>(Slot::kCount)> used{};
-  for (const Op& op : half.program.ops) {
+using UsedSlots = std::array<bool, static_cast<size_t>(Slot::kCount)>;
+
+void FindUsed(const Program& program, UsedSlots& used) {
+  for (const Op& op : program.ops) {
     const auto use = [&](Slot slot) {
-      if (slot != Slot::kCount) used[static_cast<size_t>(slot)] = true;
+      if (slot != Slot::kCount && slot != Slot::kLogits) used[static_cast<size_t>(slot)] = true;
     };
     use(op.in);
     use(op.out);
@@ -62,7 +62,9 @@ void PlaceRows(const Model& half, int max_rows, Places& places, DeviceMap& map) 
     if (op.kind == OpKind::kAttentionMerge) use(Slot::kOtherState);
     for (int i = 0; i < op.n_projections; ++i) use(op.projections[i].out);
   }
-  used[static_cast<size_t>(Slot::kLogits)] = false;
+}
+
+void PlaceRows(const Model& half, const UsedSlots& used, int max_rows, Places& places, DeviceMap& map) {
   const auto place = [&](int width) {
     const int64_t stride = RoundUp(width);
     return DeviceRows{places.Next(stride * max_rows * static_cast<int64_t>(sizeof(float))), stride, width};
@@ -76,55 +78,105 @@ int64_t KvBytes(const ModelConfig& config, const KvLayout& layout, int kind, con
   return KvCache::DeviceBytesFor(config, layout, kind, limits.n_ctx, limits.max_rows) * limits.max_sequences;
 }
 
+// Rows of both programs, which never run at the same time.
+void PlaceRows(const SplitModel& split, const StreamedModel* streamed, int max_rows, Places& places, DeviceMap& map) {
+  UsedSlots used{};
+  FindUsed(split.device.program, used);
+  if (streamed) FindUsed(streamed->split.device.program, used);
+  PlaceRows(split.device, used, max_rows, places, map);
+}
+
+// A place for any piece.
+int64_t PieceBytes(const Device& device, const StreamedModel& streamed) {
+  int64_t bytes = 0;
+  for (const StreamedPiece& piece : streamed.pieces)
+    bytes = std::max(bytes, device.MatrixBytes(piece.w.type, piece.w.n, piece.w.k));
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
 }  // namespace
 
-DeviceBytes DeviceSide::BytesFor(const Device& device, const SplitModel& split, const KvLayout& layout,
-                                 const StepLimits& limits) {
+DeviceBytes DeviceSide::BytesFor(const Device& device, const SplitModel& split, const StreamedModel* streamed,
+                                 const KvLayout& layout, const StepLimits& limits) {
   DeviceMap map;
   Places weights(0), rows(0);
-  PlaceWeights(device, split.device, weights, map);
-  PlaceRows(split.device, limits.max_rows, rows, map);
-  DeviceBytes bytes{weights.bytes(), rows.bytes(), 0};
+  PlaceWeights(device, streamed ? streamed->split.device : split.device, weights, map);
+  PlaceRows(split, streamed, limits.max_rows, rows, map);
+  DeviceBytes bytes{weights.bytes(), rows.bytes(), 0, streamed ? kPiecesAtOnce * PieceBytes(device, *streamed) : 0};
   for (int kind = 0; kind < kLayerKinds; ++kind) bytes.kv += KvBytes(split.device.config, layout, kind, limits);
   return bytes;
 }
 
-DeviceSide::DeviceSide(Device& device, const SplitModel& split, const KvLayout& layout, const StepLimits& limits)
-    : device_(device), split_(split), layout_(layout) {
+DeviceSide::DeviceSide(Device& device, const SplitModel& split, const StreamedModel* streamed, const KvLayout& layout,
+                       const StepLimits& limits)
+    : device_(device), split_(split), streamed_(streamed), layout_(layout) {
   const Model& half = split.device;
-  const DeviceBytes bytes = BytesFor(device, split, layout, limits);
+  const DeviceBytes bytes = BytesFor(device, split, streamed, layout, limits);
   for (int kind = 0; kind < kLayerKinds; ++kind)
     kv_[kind] = device.Allocate(KvBytes(half.config, layout, kind, limits), "keys and values");
   rows_ = device.Allocate(bytes.rows, "one step");
   weights_ = device.Allocate(bytes.weights, "the weights");
   Places weights(weights_.address()), rows(rows_.address());
-  PlaceWeights(device, half, weights, map_);
-  PlaceRows(half, limits.max_rows, rows, map_);
+  PlaceWeights(device, Resident(), weights, map_);
+  PlaceRows(split, streamed, limits.max_rows, rows, map_);
+  MakeChannels(limits);
+  if (streamed) PlacePieces();
 
-  int64_t stride = 0;
-  for (const Channel& channel : split.channels)
-    if (channel.slot != Slot::kLogits) stride = std::max(stride, RoundUp(Width(half.program, channel.slot)));
-  const int64_t buffer_floats = stride * limits.max_rows;
-  staging_ = device.AllocateStaging(split.n_buffers * buffer_floats * static_cast<int64_t>(sizeof(float)), "one step");
-  for (const Channel& channel : split.channels) {
-    if (channel.slot == Slot::kLogits) {
-      logits_ = Buffer(RoundUp(half.config.n_vocab) * limits.max_rows * static_cast<int64_t>(sizeof(float)), "logits");
-      map_.channels.push_back({logits_.as<float>(), RoundUp(half.config.n_vocab)});
-    } else {
-      map_.channels.push_back({staging_.as<float>() + channel.buffer * buffer_floats, stride});
-    }
-  }
   const int max_pages = (limits.n_ctx + kPageTokens - 1) / kPageTokens;
-  device.SetProgram(MakeDeviceProgram(half, layout_, map_), {.max_rows = limits.max_rows,
-                                                             .max_spans = limits.max_sequences,
-                                                             .max_pages = max_pages,
-                                                             .n_flags = static_cast<int>(split.channels.size())});
+  std::vector<std::vector<DeviceOp>> programs = {MakeDeviceProgram(half, layout_, map_, channels_[0], {}, {})};
+  size_t n_flags = split.channels.size();
+  if (streamed) {
+    stream_.first_flag = static_cast<int>(streamed->split.channels.size());
+    n_flags = std::max(n_flags, streamed->split.channels.size() + 2 * streamed->pieces.size());
+    programs.push_back(
+        MakeDeviceProgram(streamed->split.device, layout_, map_, channels_[1], streamed->pieces, stream_));
+  }
+  device.SetPrograms(std::move(programs), {.max_rows = limits.max_rows,
+                                           .max_spans = limits.max_sequences,
+                                           .max_pages = max_pages,
+                                           .n_flags = static_cast<int>(n_flags)});
   spans_.reserve(limits.max_sequences);
   pages_.reserve(int64_t{limits.max_sequences} * kLayerKinds * max_pages);
 }
 
+// Page-locked rows, which both programs share, and logits, which do not pass the other way.
+void DeviceSide::MakeChannels(const StepLimits& limits) {
+  const SplitModel* splits[] = {&split_, streamed_ ? &streamed_->split : nullptr};
+  const ModelConfig& config = split_.device.config;
+  int64_t stride = 0;
+  int n_buffers = 0;
+  for (const SplitModel* split : splits) {
+    if (!split) continue;
+    n_buffers = std::max(n_buffers, split->n_buffers);
+    for (const Channel& channel : split->channels)
+      if (channel.slot == Slot::kLogits)
+        logits_ = Buffer(RoundUp(config.n_vocab) * limits.max_rows * static_cast<int64_t>(sizeof(float)), "logits");
+      else
+        stride = std::max(stride, RoundUp(Width(split->device.program, channel.slot)));
+  }
+  const int64_t buffer_floats = stride * limits.max_rows;
+  staging_ = device_.AllocateStaging(n_buffers * buffer_floats * static_cast<int64_t>(sizeof(float)), "one step");
+  for (size_t i = 0; i < channels_.size(); ++i) {
+    if (!splits[i]) continue;
+    for (const Channel& channel : splits[i]->channels)
+      channels_[i].push_back(channel.slot == Slot::kLogits
+                                 ? HostRows{logits_.as<float>(), RoundUp(config.n_vocab)}
+                                 : HostRows{staging_.as<float>() + channel.buffer * buffer_floats, stride});
+  }
+}
+
+void DeviceSide::PlacePieces() {
+  const int64_t bytes = PieceBytes(device_, *streamed_);
+  buffers_ = device_.Allocate(kPiecesAtOnce * bytes, "weights that pass through");
+  panels_ = device_.AllocateStaging(kPiecesAtOnce * bytes, "weights that pass through");
+  for (int i = 0; i < kPiecesAtOnce; ++i) {
+    stream_.buffers[i] = buffers_.address() + i * bytes;
+    stream_.staging[i] = panels_.as<uint8_t>() + i * bytes;
+  }
+}
+
 void DeviceSide::Load(const GgufFile& file, Team& team, Isa isa, const std::function<void(int64_t, int64_t)>& on_load) {
-  const Model& half = split_.device;
+  const Model& half = Resident();
   int64_t done = 0;
   const auto progress = [&](int64_t bytes) {
     done += bytes;
@@ -138,7 +190,8 @@ void DeviceSide::Load(const GgufFile& file, Team& team, Isa isa, const std::func
       Upload(weight, map_.matrices[id], team, isa, progress);
       continue;
     }
-    vectors[id] = Floats(weight);
+    vectors[id].resize(weight.n);
+    Dequantize(weight.tensor->type, weight.data(), weight.n, vectors[id].data());
     device_.Upload(map_.vectors[id],
                    {reinterpret_cast<const uint8_t*>(vectors[id].data()), vectors[id].size() * sizeof(float)});
   }
@@ -157,14 +210,12 @@ void DeviceSide::Upload(const Weight& weight, const DeviceMatrix& to, Team& team
   const int64_t panel_bytes = PackedBytes(to.type, kPanelRows, to.k);
   const int64_t together = std::max<int64_t>(1, kUploadBytes / panel_bytes);
   const Buffer panels(std::min(together, n_panels) * panel_bytes, "the weights");
+  const FileRows rows{weight.data(), weight.row_bytes()};
   for (int64_t begin = 0; begin < n_panels; begin += together) {
     const int64_t end = std::min(begin + together, n_panels);
     team.Run([&](Team::Member& member) {
       member.For(end - begin, 1, [&](int64_t i, int64_t) {
-        std::vector<uint8_t> scratch;
-        const int64_t first = (begin + i) * kPanelRows, n = std::min<int64_t>(kPanelRows, to.n - first);
-        const FileRows rows = RowsAs(to.type, weight, first, n, weight.first_k, to.k, scratch);
-        PackPanelRun(to.type, rows, n, to.k, 0, 1, isa, panels.data() + i * panel_bytes);
+        PackPanelRun(to.type, rows, to.n, to.k, begin + i, begin + i + 1, isa, panels.data() + i * panel_bytes);
       });
     });
     device_.UploadPanels(to, begin, end, panels.data());
@@ -179,6 +230,7 @@ std::array<uint64_t, kLayerKinds> DeviceSide::kv_memory() const {
 }
 
 void DeviceSide::Begin(const StepView& step) {
+  streams_ = step.streamed;
   spans_.clear();
   pages_.clear();
   for (const SpanView& span : step.spans) {
@@ -192,7 +244,7 @@ void DeviceSide::Begin(const StepView& step) {
         pages_.push_back(i < here ? reinterpret_cast<DeviceAddress>(span.pages[kind][i]) : 0);
     }
   }
-  device_.Begin({step.positions, step.prompt, step.wanted, spans_});
+  device_.Begin({step.positions, step.prompt, step.wanted, spans_, streams_});
 }
 
 bool DeviceSide::End(bool finished) {
@@ -200,6 +252,15 @@ bool DeviceSide::End(bool finished) {
   return device_.Finish();
 }
 
-SlotRows DeviceSide::Rows(int channel) { return {map_.channels[channel].data, map_.channels[channel].stride}; }
+SlotRows DeviceSide::Rows(int channel) {
+  const HostRows& rows = channels_[streams_][channel];
+  return {rows.data, rows.stride};
+}
+
+uint8_t* DeviceSide::Panels(int piece) {
+  const int before = piece - kPiecesAtOnce;
+  if (before >= 0 && !device_.Await(stream_.first_flag + 2 * before + 1)) return nullptr;
+  return stream_.staging[piece % kPiecesAtOnce];
+}
 
 }  // namespace thermocline

@@ -13,6 +13,7 @@
 #include "models/gguf.h"
 #include "runtime/device_program.h"
 #include "runtime/split.h"
+#include "runtime/stream.h"
 
 namespace thermocline {
 
@@ -26,18 +27,21 @@ struct DeviceBytes {
   int64_t weights = 0;
   int64_t rows = 0;  // what flows between ops in a step
   int64_t kv = 0;
-  int64_t total() const { return weights + rows + kv; }
+  int64_t streamed = 0;  // where weights pass through
+  int64_t total() const { return weights + rows + kv + streamed; }
 };
 
 class DeviceSide final : public Peer {
  public:
-  // Takes all memory and hands the device its program. `split` must outlive it. Throws DeviceError.
-  DeviceSide(Device& device, const SplitModel& split, const KvLayout& layout, const StepLimits& limits);
+  // Takes all memory and hands the device its programs. streamed: for steps that say so, or null. Both must outlive it.
+  // Throws DeviceError.
+  DeviceSide(Device& device, const SplitModel& split, const StreamedModel* streamed, const KvLayout& layout,
+             const StepLimits& limits);
   // Brings the weights; after that `file` is no longer referred to. on_load: bytes done and in all. Throws DeviceError.
   void Load(const GgufFile& file, Team& team, Isa isa, const std::function<void(int64_t, int64_t)>& on_load);
 
-  static DeviceBytes BytesFor(const Device& device, const SplitModel& split, const KvLayout& layout,
-                              const StepLimits& limits);
+  static DeviceBytes BytesFor(const Device& device, const SplitModel& split, const StreamedModel* streamed,
+                              const KvLayout& layout, const StepLimits& limits);
 
   // Where the pages of each kind of layers stand; 0: none on the device.
   std::array<uint64_t, kLayerKinds> kv_memory() const;
@@ -49,21 +53,32 @@ class DeviceSide final : public Peer {
   SlotRows Rows(int channel) override;
   void Raise(int channel) override { device_.Raise(channel); }
   bool Await(int channel) override { return device_.Await(channel); }
+  uint8_t* Panels(int piece) override;
+  void RaisePanels(int piece) override { device_.Raise(stream_.first_flag + 2 * piece); }
 
  private:
+  void MakeChannels(const StepLimits& limits);
+  void PlacePieces();
   void Upload(const Weight& weight, const DeviceMatrix& to, Team& team, Isa isa,
               const std::function<void(int64_t)>& progress);
 
+  // What the device holds all the time.
+  const Model& Resident() const { return streamed_ ? streamed_->split.device : split_.device; }
+
   Device& device_;
   const SplitModel& split_;
+  const StreamedModel* const streamed_;
   const KvLayout layout_;
   DeviceMap map_;
-  DeviceBuffer weights_, rows_;
+  StreamedMap stream_;
+  std::array<std::vector<HostRows>, 2> channels_;  // of both programs
+  DeviceBuffer weights_, rows_, buffers_;
   std::array<DeviceBuffer, kLayerKinds> kv_;
-  StagingBuffer staging_;
+  StagingBuffer staging_, panels_;
   Buffer logits_;  // (max_rows, n_vocab), of which only what is wanted is ever touched
 
   // The step at hand.
+  bool streams_ = false;
   std::vector<DeviceSpan> spans_;
   std::vector<DeviceAddress> pages_;
 };

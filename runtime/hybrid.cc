@@ -20,9 +20,20 @@ Hybrid::Hybrid(std::shared_ptr<Device> device, const Model& model, Placement pla
       split_(Split(model, placement_)),
       layout_(LayoutOf(placement_, model.config, kv_types)) {}
 
+DeviceBytes Hybrid::Bytes(const StepLimits& limits) const {
+  return DeviceSide::BytesFor(*device_, split_, streamed(), layout_, limits);
+}
+
+void Hybrid::PlanStream(const Model& model, KvTypes kv_types, FfnMode ffn, const StepLimits& limits,
+                        int64_t piece_bytes, int64_t budget_bytes) {
+  if (piece_bytes == 0) piece_bytes = SuitablePieceBytes(budget_bytes);
+  streamed_ = Stream(*device_, model, placement_, split_, kv_types, ffn, piece_bytes);
+  if (Bytes(limits).total() > budget_bytes) streamed_.reset();
+}
+
 std::unique_ptr<Hybrid> Hybrid::Load(const GgufFile& file, const Model& model, Team& team, Isa isa,
                                      const DeviceOptions& options, KvTypes kv_types, const StepLimits& limits,
-                                     const std::function<void(int64_t, int64_t)>& on_load) {
+                                     const LoadOptions& load) {
   if (!options.device) return nullptr;
   if (options.placement && !IsPlacementOf(*options.placement, model.config))
     throw Error(
@@ -30,21 +41,23 @@ std::unique_ptr<Hybrid> Hybrid::Load(const GgufFile& file, const Model& model, T
         "device only where attention is",
         file.path(), model.config.n_layer, model.config.n_ff, kHotBlock);
   Device& device = *options.device;
-  const HotNeurons* hot = options.hot ? &*options.hot : nullptr;
   const auto note = [&](const std::string& text) {
     if (options.on_note) options.on_note(text);
   };
   int64_t budget = device.free_bytes();
-  Placement placement = options.placement ? Restrict(device, model, kv_types, *options.placement)
-                                          : FillDevice(device, model, kv_types, limits, budget, hot);
+  const int64_t piece_bytes = options.stream.piece_bytes;
+  const auto fill = [&] { return FillDevice(device, model, kv_types, load.ffn, limits, budget, piece_bytes); };
+  Placement placement = options.placement ? Restrict(device, model, kv_types, *options.placement) : fill();
   try {
-    for (; UsesDevice(placement); placement = FillDevice(device, model, kv_types, limits, budget, hot)) {
+    for (; UsesDevice(placement); placement = fill()) {
       std::unique_ptr<Hybrid> hybrid(new Hybrid(options.device, model, std::move(placement), kv_types));
-      const DeviceBytes bytes = DeviceSide::BytesFor(device, hybrid->split_, hybrid->layout_, limits);
+      hybrid->PlanStream(model, kv_types, load.ffn, limits, piece_bytes, budget);
+      const DeviceBytes bytes = hybrid->Bytes(limits);
       try {
         note(DescribePlan(device, hybrid->placement_, model.config, bytes));
-        hybrid->side_ = std::make_unique<DeviceSide>(device, hybrid->split_, hybrid->layout_, limits);
-        hybrid->side_->Load(file, team, isa, on_load);
+        hybrid->side_ =
+            std::make_unique<DeviceSide>(device, hybrid->split_, hybrid->streamed(), hybrid->layout_, limits);
+        hybrid->side_->Load(file, team, isa, load.on_load);
         return hybrid;
       } catch (const DeviceOutOfMemory& error) {
         note(fmt::format("{}; it gets less", error.what()));

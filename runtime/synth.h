@@ -27,13 +27,12 @@ struct SynthShape {
 std::span<const SynthShape> SynthShapes();
 
 // How firing frequencies differ among the neurons of a layer.
-enum class PlantedHeat : uint8_t {
-  kFlat,    // not at all
-  kZipf,    // the r-th fires in proportion to 1 / r, though none more than 98 % of the time where that is possible
-  kSorted,  // the same, and they stand in this order, as `quantize --heat` leaves them
+enum class Heat : uint8_t {
+  kFlat,  // not at all
+  kZipf,  // the r-th fires in proportion to 1 / r, though none more than 98 % of the time where that is possible
 };
 
-std::string_view Name(PlantedHeat heat);
+std::string_view Name(Heat heat);
 
 inline constexpr double kMaxSparsity = 0.999;
 
@@ -43,7 +42,7 @@ struct SynthOptions {
       DType::kQ4_0;  // of all matrices but the head, which is Q8_0, as is the embedding where sparsity is planted
   Activation activation = Activation::kSilu;
   std::optional<double> sparsity;  // mean share of silent neurons, in [0, kMaxSparsity]; needs kRelu
-  PlantedHeat heat = PlantedHeat::kZipf;
+  Heat heat = Heat::kZipf;
   uint64_t seed = 1;
 };
 

@@ -9,9 +9,9 @@
 #include <mutex>
 #include <thread>
 
+#include "gpu/cuda/launch_thread.h"
 #include "gpu/cuda/linear.h"
 #include "gpu/cuda/program.h"
-#include "gpu/devices.h"
 #include "models/check.h"
 
 namespace thermocline {
@@ -21,7 +21,10 @@ using cuda::Program;
 using cuda::StepShape;
 
 constexpr int64_t kUploadBytes = int64_t{16} << 20;  // of each of two page-locked buffers
-constexpr int kSpins = 1 << 14;                      // looks at a flag between asking whether the device is still there
+// Of the budget, kept for what SetPrograms takes: activations, partial results of attention, logits, tables. A model of
+// 7B takes 30 MB.
+constexpr int64_t kProgramBytes = int64_t{48} << 20, kProgramShare = 16;
+constexpr int kSpins = 1 << 14;  // looks at a flag between asking whether the device is still there
 
 // The tables of a step, side by side in page-locked memory and on the device.
 class StepMemory {
@@ -97,7 +100,7 @@ class CudaDevice final : public Device {
   void Upload(DeviceAddress to, std::span<const uint8_t> from) override;
   void Download(std::span<uint8_t> to, DeviceAddress from) override;
   void UploadPanels(const DeviceMatrix& to, int64_t begin, int64_t end, const uint8_t* packed) override;
-  void SetProgram(std::vector<DeviceOp> ops, const DeviceLimits& limits) override;
+  void SetPrograms(std::vector<std::vector<DeviceOp>> programs, const DeviceLimits& limits) override;
   void Begin(const DeviceStep& step) override;
   void Raise(int flag) noexcept override;
   [[nodiscard]] bool Await(int flag) noexcept override;
@@ -113,7 +116,7 @@ class CudaDevice final : public Device {
 
   // What the budget still allows.
   int64_t LeftOfBudget() const {
-    return budget_bytes_ - bytes_in_use_ - (preparing_ ? 0 : ProgramBytes(budget_bytes_));
+    return budget_bytes_ - bytes_in_use_ - (preparing_ ? 0 : std::min(kProgramBytes, budget_bytes_ / kProgramShare));
   }
   // Makes the GPU current for this thread; throws DeviceLost when it is lost.
   void Enter() const;
@@ -121,10 +124,12 @@ class CudaDevice final : public Device {
   void Lose(cudaError_t code, const char* what) noexcept;
   void CopyIn(DeviceAddress to, std::span<const uint8_t> from);
   void UploadPages(const DeviceStep& step);
-  void Prepare(std::vector<DeviceOp> ops, const DeviceLimits& limits);
-  void ForgetProgram() noexcept;
-  cudaGraph_t Capture(const StepShape& shape);
+  void Prepare(std::vector<std::vector<DeviceOp>> programs, const DeviceLimits& limits);
+  void LockLogits(const Program& program, int max_rows);
+  void ForgetPrograms() noexcept;
+  cudaGraph_t Capture(const Program& program, const StepShape& shape);
   void LoadKernels(const DeviceLimits& limits);
+  void Launch() noexcept;  // the step at hand
   void Record(const DeviceLimits& limits);
   std::atomic_ref<uint32_t> FlagAt(int flag) const {
     return std::atomic_ref(flags_.as<uint32_t>()[flag * Program::kFlagStride]);
@@ -142,7 +147,8 @@ class CudaDevice final : public Device {
   StagingBuffer step_staging_, flags_;
   DeviceBuffer step_memory_;
   std::vector<DeviceBuffer> scratch_;
-  std::optional<Program> program_;
+  std::optional<cuda::PanelStream> panels_;
+  std::vector<Program> programs_;
   std::vector<void*> registered_;          // host memory that was page-locked for logits
   std::map<int, cudaGraphExec_t> graphs_;  // of n generated rows, all wanted, one per sequence
   uint32_t step_number_ = 0;
@@ -150,6 +156,10 @@ class CudaDevice final : public Device {
   std::atomic<bool> abandoned_ = false, lost_ = false;
   mutable std::mutex mutex_;
   std::string lost_because_;
+
+  const Program* launched_ = nullptr;
+  StepShape shape_;
+  std::optional<cuda::LaunchThread> launcher_;
 };
 
 std::string Words(cudaError_t code) { return cudaGetErrorString(code); }
@@ -169,6 +179,7 @@ CudaDevice::CudaDevice(int index, int64_t budget_bytes) : index_(index) {
     check(cudaEventCreateWithFlags(&uploaded_[i], cudaEventDisableTiming));
     upload_[i] = AllocateStaging(kUploadBytes, "uploads to the GPU");
   }
+  launcher_.emplace([this] { Launch(); });
   size_t free = 0, total = 0;
   check(cudaMemGetInfo(&free, &total));
   budget_bytes_ =
@@ -178,8 +189,9 @@ CudaDevice::CudaDevice(int index, int64_t budget_bytes) : index_(index) {
 CudaDevice::~CudaDevice() {
   cudaSetDevice(index_);
   Abandon();
+  launcher_.reset();
   cudaStreamSynchronize(stream_);
-  ForgetProgram();  // buffers give their memory back through this object, so before its own end
+  ForgetPrograms();  // buffers give their memory back through this object, so before its own end
   for (StagingBuffer& buffer : upload_) buffer = StagingBuffer();
   for (cudaEvent_t event : uploaded_)
     if (event) cudaEventDestroy(event);
@@ -296,62 +308,73 @@ void CudaDevice::UploadPanels(const DeviceMatrix& to, int64_t begin, int64_t end
   Check(cudaStreamSynchronize(stream_), "an upload");
 }
 
-void CudaDevice::SetProgram(std::vector<DeviceOp> ops, const DeviceLimits& limits) {
+void CudaDevice::SetPrograms(std::vector<std::vector<DeviceOp>> programs, const DeviceLimits& limits) {
   Enter();
-  CHECK(!program_);
+  CHECK(programs_.empty());
   preparing_ = true;
   try {
-    Prepare(std::move(ops), limits);
+    Prepare(std::move(programs), limits);
   } catch (...) {
-    ForgetProgram();  // the host may come with a smaller one
+    ForgetPrograms();  // the host may come with smaller ones
     throw;
   }
 }
 
-void CudaDevice::ForgetProgram() noexcept {
+void CudaDevice::ForgetPrograms() noexcept {
   for (const auto& [rows, graph] : graphs_) cudaGraphExecDestroy(graph);
   for (void* data : registered_) cudaHostUnregister(data);
   graphs_.clear();
   registered_.clear();
-  program_.reset();
+  programs_.clear();
+  panels_.reset();
   scratch_.clear();
   step_memory_ = DeviceBuffer();
   for (StagingBuffer* buffer : {&step_staging_, &flags_}) *buffer = StagingBuffer();
   preparing_ = false;
 }
 
-void CudaDevice::Prepare(std::vector<DeviceOp> ops, const DeviceLimits& limits) {
+void CudaDevice::Prepare(std::vector<std::vector<DeviceOp>> programs, const DeviceLimits& limits) {
   layout_.emplace(limits);
   step_staging_ = AllocateStaging(layout_->bytes(), "the tables of a step");
   step_memory_ = Allocate(layout_->bytes(), "the tables of a step");
   flags_ = AllocateStaging(int64_t{4} * Program::kFlagStride * std::max(1, limits.n_flags), "flags");
-  program_.emplace(std::move(ops), limits, layout_->Addresses(step_memory_.address()), flags_.as<uint32_t>(),
-                   [this](int64_t bytes, const char* what) {
-                     scratch_.push_back(Allocate(bytes, what));
-                     return scratch_.back().address();
-                   });
-  for (const DeviceOp& op : program_->ops()) {
+  const cuda::Scratch scratch = cuda::TakeScratch(programs, limits, [this](int64_t bytes, const char* what) {
+    scratch_.push_back(Allocate(bytes, what));
+    return scratch_.back().address();
+  });
+  panels_.emplace(programs);
+  for (std::vector<DeviceOp>& ops : programs) {
+    const bool streams =
+        std::ranges::any_of(ops, [](const DeviceOp& op) { return op.kind == DeviceOpKind::kReceivePanels; });
+    programs_.emplace_back(std::move(ops), layout_->Addresses(step_memory_.address()), flags_.as<uint32_t>(), scratch,
+                           streams ? &*panels_ : nullptr);
+    LockLogits(programs_.back(), limits.max_rows);
+  }
+  LoadKernels(limits);
+  Record(limits);
+}
+
+void CudaDevice::LockLogits(const Program& program, int max_rows) {
+  for (const DeviceOp& op : program.ops()) {
     if (op.kind != DeviceOpKind::kLogits) continue;
     cudaPointerAttributes attributes{};
     if (cudaPointerGetAttributes(&attributes, op.host.data) == cudaSuccess && attributes.type == cudaMemoryTypeHost)
       continue;  // it is page-locked
     cudaGetLastError();
-    const size_t bytes = static_cast<size_t>(op.host.stride) * limits.max_rows * sizeof(float);
+    const size_t bytes = static_cast<size_t>(op.host.stride) * max_rows * sizeof(float);
     if (cudaHostRegister(op.host.data, bytes, cudaHostRegisterPortable) != cudaSuccess) {
       cudaGetLastError();
       throw DeviceOutOfMemory("{} bytes of logits cannot be page-locked", bytes);
     }
     registered_.push_back(op.host.data);
   }
-  LoadKernels(limits);
-  Record(limits);
 }
 
-cudaGraph_t CudaDevice::Capture(const StepShape& shape) {
+cudaGraph_t CudaDevice::Capture(const Program& program, const StepShape& shape) {
   cudaGraph_t graph = nullptr;
   Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording a step");
   try {
-    program_->Enqueue(queue_, shape);
+    program.Enqueue(queue_, shape, true);
   } catch (...) {
     cudaStreamEndCapture(stream_, &graph);
     throw;
@@ -364,18 +387,20 @@ cudaGraph_t CudaDevice::Capture(const StepShape& shape) {
 // the host: so every kernel that a step may need is launched here, if only to be recorded.
 void CudaDevice::LoadKernels(const DeviceLimits& limits) {
   constexpr int kRows[] = {1, 2, cuda::kTileRows, cuda::kTileRows + 1};
-  for (const int rows : kRows)
-    for (const int wanted : kRows)
-      for (const bool prompt : {false, true})
-        if (wanted <= rows && rows <= limits.max_rows)
-          for (const int blocks : {1, rows}) cudaGraphDestroy(Capture({rows, wanted, blocks, prompt}));
+  for (const Program& program : programs_)
+    for (const int rows : kRows)
+      for (const int wanted : kRows)
+        for (const bool prompt : {false, true}) {
+          if (wanted > rows || rows > limits.max_rows || (program.streams() && !prompt)) continue;
+          for (const int blocks : {1, rows}) cudaGraphDestroy(Capture(program, {rows, wanted, blocks, prompt}));
+        }
 }
 
 void CudaDevice::Record(const DeviceLimits& limits) {
   const int last = std::min({limits.decode_rows[1], limits.max_rows, cuda::kDecodeRows});
   for (int rows = limits.decode_rows[0]; rows <= last; ++rows) {
     cudaGraphExec_t exec = nullptr;
-    const cudaGraph_t graph = Capture({rows, rows, rows, false});
+    const cudaGraph_t graph = Capture(programs_.front(), {rows, rows, rows, false});
     const cudaError_t code = cudaGraphInstantiate(&exec, graph, 0);
     cudaGraphDestroy(graph);
     Check(code, "recording a step");
@@ -406,26 +431,29 @@ void CudaDevice::UploadPages(const DeviceStep& step) {
 
 void CudaDevice::Begin(const DeviceStep& step) {
   Enter();
-  CHECK(program_);
+  launched_ = &programs_.at(step.program);
   abandoned_ = false;
   if (++step_number_ == 0) ++step_number_;  // what flags hold at first
-  const StepShape shape = layout_->Fill(step, step_number_, program_->rows_per_block(), step_staging_.as<uint8_t>());
+  shape_ = layout_->Fill(step, step_number_, launched_->rows_per_block(), step_staging_.as<uint8_t>());
   Check(cudaMemcpyAsync(reinterpret_cast<void*>(step_memory_.address()), step_staging_.as<uint8_t>(),
                         static_cast<size_t>(layout_->tables_end()), cudaMemcpyHostToDevice, stream_),
         "the start of a step");
   UploadPages(step);
-  const bool plain = !shape.prompt && shape.n_wanted == shape.n_rows && shape.n_blocks == shape.n_rows;
-  const auto graph = graphs_.find(shape.n_rows);
-  if (plain && graph != graphs_.end()) {
+  const bool plain = !shape_.prompt && shape_.n_wanted == shape_.n_rows && shape_.n_blocks == shape_.n_rows;
+  const auto graph = graphs_.find(shape_.n_rows);
+  if (step.program == 0 && plain && graph != graphs_.end())
     Check(cudaGraphLaunch(graph->second, stream_), "the start of a step");
-    return;
-  }
+  else
+    launcher_->Start();
+}
+
+void CudaDevice::Launch() noexcept {
+  cudaSetDevice(index_);
   try {
-    program_->Enqueue(queue_, shape);
+    launched_->Enqueue(queue_, shape_, false);
   } catch (const Error& error) {
     Lose(cudaErrorLaunchFailure, error.what());
     Abandon();
-    throw DeviceLost("{} is lost: {}", name_, error.what());
   }
 }
 
@@ -435,15 +463,17 @@ bool CudaDevice::Await(int flag) noexcept {
   for (int64_t spins = 1; FlagAt(flag).load(std::memory_order_acquire) != step_number_; ++spins) {
     if (lost_ || abandoned_) return false;
     if (spins % kSpins != 0) continue;
+    std::this_thread::yield();
+    if (launcher_->busy()) continue;  // who would notice
     cudaSetDevice(index_);
     const cudaError_t code = cudaStreamQuery(stream_);
     if (code != cudaSuccess && code != cudaErrorNotReady) Lose(code, "a step");
-    std::this_thread::yield();
   }
   return !lost_ && !abandoned_;
 }
 
 bool CudaDevice::Finish() noexcept {
+  launcher_->Wait();
   cudaSetDevice(index_);
   const cudaError_t code = cudaStreamSynchronize(stream_);
   if (code != cudaSuccess) Lose(code, "a step");

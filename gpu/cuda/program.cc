@@ -26,26 +26,35 @@ KvPlace PlaceOf(const DeviceOp& op) {
 
 }  // namespace
 
-Program::Program(std::vector<DeviceOp> ops, const DeviceLimits& limits, const StepAddresses& step,
-                 volatile uint32_t* flags, const std::function<DeviceAddress(int64_t, const char*)>& allocate)
-    : ops_(std::move(ops)), step_(step), flags_(flags) {
+Scratch TakeScratch(const std::vector<std::vector<DeviceOp>>& programs, const DeviceLimits& limits,
+                    const std::function<DeviceAddress(int64_t, const char*)>& allocate) {
   int64_t activation_bytes = 0, attention_floats = 0, n_vocab = 0;
+  for (const std::vector<DeviceOp>& ops : programs)
+    for (const DeviceOp& op : ops) {
+      if (Multiplies(op)) activation_bytes = std::max(activation_bytes, ActivationBytes(limits.max_rows, InnerK(op)));
+      if (op.kind == DeviceOpKind::kLogits) n_vocab = op.projections[0].w.n;
+      if (Attends(op))
+        attention_floats = std::max(attention_floats, AttentionScratch(op.n_head, op.head_dim, limits.max_pages));
+    }
+  const auto take = [&](int64_t bytes) { return bytes > 0 ? allocate(bytes, "what one step computes") : 0; };
+  const auto floats = [&](int64_t n) { return Floats(take(n * static_cast<int64_t>(sizeof(float)))); };
+  Scratch scratch;
+  scratch.activations = reinterpret_cast<uint8_t*>(take(activation_bytes));
+  scratch.limits = floats(limits.max_rows);
+  scratch.attention = floats(attention_floats);
+  scratch.logit_rows = std::min(limits.max_rows, kLogitRows);
+  scratch.logits = floats(n_vocab * scratch.logit_rows);
+  scratch.counter = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t)));
+  return scratch;
+}
+
+Program::Program(std::vector<DeviceOp> ops, const StepAddresses& step, volatile uint32_t* flags, const Scratch& scratch,
+                 PanelStream* panels)
+    : ops_(std::move(ops)), step_(step), flags_(flags), scratch_(scratch), panels_(panels) {
   for (const DeviceOp& op : ops_) {
     Check(op);
-    if (Multiplies(op)) activation_bytes = std::max(activation_bytes, ActivationBytes(limits.max_rows, InnerK(op)));
-    if (op.kind == DeviceOpKind::kLogits) n_vocab = op.projections[0].w.n;
-    if (!Attends(op)) continue;
-    attention_floats = std::max(attention_floats, AttentionScratch(op.n_head, op.head_dim, step.max_pages));
-    rows_per_block_ = RowsPerBlock(op.n_head / op.n_head_kv);
+    if (Attends(op)) rows_per_block_ = RowsPerBlock(op.n_head / op.n_head_kv);
   }
-  const auto take = [&](int64_t bytes, const char* what) { return bytes > 0 ? allocate(bytes, what) : 0; };
-  constexpr auto kWhat = "what one step computes";
-  activations_ = reinterpret_cast<uint8_t*>(take(activation_bytes, kWhat));
-  limits_ = Floats(take(limits.max_rows * static_cast<int64_t>(sizeof(float)), kWhat));
-  attention_ = Floats(take(attention_floats * static_cast<int64_t>(sizeof(float)), kWhat));
-  logit_rows_ = std::min(limits.max_rows, kLogitRows);
-  logits_ = Floats(take(n_vocab * logit_rows_ * static_cast<int64_t>(sizeof(float)), kWhat));
-  counter_ = reinterpret_cast<uint32_t*>(take(sizeof(uint32_t), kWhat));
 }
 
 void Program::Check(const DeviceOp& op) const {
@@ -73,7 +82,12 @@ StepTables Program::Tables(const StepShape& shape) const {
   return tables;
 }
 
-void Program::Enqueue(const Queue& queue, const StepShape& shape) const {
+void Program::Enqueue(const Queue& on, const StepShape& shape, bool recorded) const {
+  Queue queue = on;
+  if (panels_) {
+    queue.overlaps = false;  // kernels wait for more than the one in front of them
+    panels_->Begin(queue, recorded);
+  }
   for (size_t i = 0; i < ops_.size(); ++i) {
     const DeviceOp& op = ops_[i];
     if (op.wanted_rows && shape.n_wanted == 0) {
@@ -93,11 +107,20 @@ bool Program::Rounds(size_t i, const StepShape& shape) const {
          ActivationGroups(op.out.width) == ActivationGroups(InnerK(next)) && !(next.bears_8_bits && shape.prompt);
 }
 
+bool Program::IsRounded(size_t i) const {
+  const DeviceOp& op = ops_[i];
+  while (i > 0 && ops_[i - 1].kind == DeviceOpKind::kReceivePanels) --i;
+  if (i == 0 || ops_[i - 1].kind != DeviceOpKind::kLinear) return false;
+  const DeviceOp& before = ops_[i - 1];
+  return before.in.data == op.in.data && before.in.width == op.in.width && before.lead == op.lead &&
+         InnerK(before) == InnerK(op) && before.bears_8_bits == op.bears_8_bits && before.wanted_rows == op.wanted_rows;
+}
+
 void Program::EnqueueOp(const Queue& queue, size_t i, const StepShape& shape) const {
   const DeviceOp& op = ops_[i];
   const int n_rows = op.wanted_rows ? shape.n_wanted : shape.n_rows;
   const Rows in = RowsOf(op.in), in2 = RowsOf(op.in2), out = RowsOf(op.out);
-  const Quantized rounded = Rounds(i, shape) ? activations_ : nullptr;
+  const Quantized rounded = Rounds(i, shape) ? scratch_.activations : nullptr;
   switch (op.kind) {
     case DeviceOpKind::kRopeTable:
       return LaunchRopeTable(queue, step_.position, reinterpret_cast<const double*>(op.vector), op.out.width / 2, out,
@@ -131,7 +154,8 @@ void Program::EnqueueOp(const Queue& queue, size_t i, const StepShape& shape) co
     case DeviceOpKind::kReceive:
       return LaunchReceive(queue, {op.host.data, op.host.stride}, op.out.width, out, n_rows, FlagOf(op));
     case DeviceOpKind::kSend:
-      return LaunchSend(queue, in, op.in.width, {op.host.data, op.host.stride}, n_rows, FlagOf(op), counter_);
+      return LaunchSend(queue, in, op.in.width, {op.host.data, op.host.stride}, n_rows, FlagOf(op), scratch_.counter);
+    case DeviceOpKind::kReceivePanels: return panels_->Receive(queue, op, FlagOf(op), FlagAt(op.taken));
     case DeviceOpKind::kLogits: return EnqueueLogits(queue, i, shape);
   }
 }
@@ -144,7 +168,7 @@ void Program::EnqueueAttention(const Queue& queue, const DeviceOp& op, const Ste
   args.window = op.window;
   args.scale = op.scale;
   args.state = op.kind == DeviceOpKind::kAttentionState;
-  LaunchAttention(queue, Tables(shape), PlaceOf(op), args, attention_);
+  LaunchAttention(queue, Tables(shape), PlaceOf(op), args, scratch_.attention);
 }
 
 void Program::Multiply(const Queue& queue, const DeviceOp& op, const uint8_t* x, int m) const {
@@ -167,25 +191,28 @@ void Program::Multiply(const Queue& queue, const DeviceOp& op, const uint8_t* x,
 void Program::EnqueueLinear(const Queue& queue, size_t i, const StepShape& shape) const {
   const DeviceOp& op = ops_[i];
   const int n_rows = op.wanted_rows ? shape.n_wanted : shape.n_rows;
-  if (i == 0 || !Rounds(i - 1, shape))
+  if (i == 0 || !(Rounds(i - 1, shape) || IsRounded(i)))
     LaunchQuantize(queue, RowsOf(op.in), op.in.width, InnerK(op),
-                   op.bears_8_bits && shape.prompt ? step_.prompt : nullptr, limits_, activations_, n_rows);
-  Multiply(queue, op, activations_, n_rows);
+                   op.bears_8_bits && shape.prompt ? step_.prompt : nullptr, scratch_.limits, scratch_.activations,
+                   n_rows, op.lead);
+  Multiply(queue, op, scratch_.activations, n_rows);
+  if (panels_) panels_->Release(queue, op.projections[0].w.data);
 }
 
 void Program::EnqueueLogits(const Queue& queue, size_t i, const StepShape& shape) const {
   const DeviceOp& op = ops_[i];
   const DeviceMatrix& w = op.projections[0].w;
-  for (int first = 0; first < shape.n_wanted; first += logit_rows_) {
-    const int m = std::min(logit_rows_, shape.n_wanted - first);
+  for (int first = 0; first < shape.n_wanted; first += scratch_.logit_rows) {
+    const int m = std::min(scratch_.logit_rows, shape.n_wanted - first);
     if (i == 0 || !Rounds(i - 1, shape) || m < shape.n_wanted)
       LaunchQuantize(queue, {Floats(op.in.data) + first * op.in.stride, op.in.stride}, op.in.width, w.k, nullptr,
-                     nullptr, activations_, m);
+                     nullptr, scratch_.activations, m);
     DeviceOp part = op;
-    part.projections[0].out = {reinterpret_cast<DeviceAddress>(logits_), w.n, static_cast<int>(w.n)};
-    Multiply(queue, part, activations_, m);
-    CheckLaunch(cudaMemcpy2DAsync(op.host.data + first * op.host.stride, op.host.stride * sizeof(float), logits_,
-                                  w.n * sizeof(float), w.n * sizeof(float), m, cudaMemcpyDeviceToHost, queue.stream));
+    part.projections[0].out = {reinterpret_cast<DeviceAddress>(scratch_.logits), w.n, static_cast<int>(w.n)};
+    Multiply(queue, part, scratch_.activations, m);
+    CheckLaunch(cudaMemcpy2DAsync(op.host.data + first * op.host.stride, op.host.stride * sizeof(float),
+                                  scratch_.logits, w.n * sizeof(float), w.n * sizeof(float), m, cudaMemcpyDeviceToHost,
+                                  queue.stream));
   }
   LaunchRaise(queue, FlagOf(op));
 }

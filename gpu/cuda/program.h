@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "gpu/cuda/attention.h"
+#include "gpu/cuda/panel_stream.h"
 #include "gpu/cuda/transfer.h"
 #include "gpu/device.h"
 
@@ -27,40 +28,55 @@ struct StepAddresses {
   int max_pages = 0;
 };
 
+// What programs need besides, all the same, since their steps follow each other.
+struct Scratch {
+  uint8_t* activations = nullptr;  // of the input of the product at hand
+  float* limits = nullptr;         // (max_rows)
+  float* attention = nullptr;      // AttentionScratch
+  float* logits = nullptr;         // (logit_rows, vocabulary)
+  uint32_t* counter = nullptr;
+  int logit_rows = 0;
+};
+// allocate(bytes, what): memory of the device, zeroed.
+Scratch TakeScratch(const std::vector<std::vector<DeviceOp>>& programs, const DeviceLimits& limits,
+                    const std::function<DeviceAddress(int64_t, const char*)>& allocate);
+
 class Program {
  public:
   static constexpr int kFlagStride = 16;  // words from flag to flag: a cache line
 
-  // allocate(bytes, what): memory of the device, zeroed. Throws DeviceError for what no kernel computes.
-  Program(std::vector<DeviceOp> ops, const DeviceLimits& limits, const StepAddresses& step, volatile uint32_t* flags,
-          const std::function<DeviceAddress(int64_t, const char*)>& allocate);
+  // panels: null where no op is a kReceivePanels. Throws DeviceError for what no kernel computes.
+  Program(std::vector<DeviceOp> ops, const StepAddresses& step, volatile uint32_t* flags, const Scratch& scratch,
+          PanelStream* panels);
 
   // Rows of a RowBlock of the program's attention; 1 where it has none.
   int rows_per_block() const { return rows_per_block_; }
   const std::vector<DeviceOp>& ops() const { return ops_; }
-  void Enqueue(const Queue& queue, const StepShape& shape) const;
+  bool streams() const { return panels_ != nullptr; }
+  // recorded: into a graph. One step at a time.
+  void Enqueue(const Queue& queue, const StepShape& shape, bool recorded) const;
 
  private:
   void Check(const DeviceOp& op) const;
   // Whether op i leaves its output rounded, too, for the product behind it.
   bool Rounds(size_t i, const StepShape& shape) const;
+  // Whether the product in front of op i, a product, has read the same, and left it rounded.
+  bool IsRounded(size_t i) const;
   void EnqueueOp(const Queue& queue, size_t i, const StepShape& shape) const;
   void EnqueueLinear(const Queue& queue, size_t i, const StepShape& shape) const;
   void EnqueueLogits(const Queue& queue, size_t i, const StepShape& shape) const;
   void EnqueueAttention(const Queue& queue, const DeviceOp& op, const StepShape& shape) const;
   void Multiply(const Queue& queue, const DeviceOp& op, const uint8_t* x, int m) const;
   StepTables Tables(const StepShape& shape) const;
-  Flag FlagOf(const DeviceOp& op) const { return {flags_ + op.flag * kFlagStride, step_.step}; }
+  Flag FlagAt(int flag) const { return {flags_ + flag * kFlagStride, step_.step}; }
+  Flag FlagOf(const DeviceOp& op) const { return FlagAt(op.flag); }
 
   std::vector<DeviceOp> ops_;
   StepAddresses step_;
   volatile uint32_t* flags_;
-  uint8_t* activations_ = nullptr;  // of the input of the product at hand
-  float* limits_ = nullptr;         // (max_rows)
-  float* attention_ = nullptr;      // AttentionScratch
-  float* logits_ = nullptr;         // (logit_rows_, vocabulary)
-  uint32_t* counter_ = nullptr;
-  int rows_per_block_ = 1, logit_rows_ = 0;
+  Scratch scratch_;
+  PanelStream* panels_;
+  int rows_per_block_ = 1;
 };
 
 }  // namespace thermocline::cuda

@@ -6,13 +6,17 @@
 namespace thermocline::cuda {
 namespace {
 
-constexpr int kThreads = 256, kMaxBlocks = 16;
+// Enough to keep 64 KB on the way from the host at once, as a link of 50 GB/s wants it.
+constexpr int kThreads = 256, kMaxBlocks = 64;
+
+__device__ void Await(const Flag& flag) {
+  while (*flag.up != *flag.step) {
+  }
+}
 
 __global__ void ReceiveKernel(ConstRows host, int n, Rows out, int64_t n_values, Flag flag) {
   Begin();
-  if (threadIdx.x == 0)
-    while (*flag.up != *flag.step) {
-    }
+  if (threadIdx.x == 0) Await(flag);
   __syncthreads();
   __threadfence_system();
   for (int64_t i = blockIdx.x * kThreads + threadIdx.x; i < n_values; i += int64_t{gridDim.x} * kThreads)
@@ -38,6 +42,12 @@ __global__ void RaiseKernel(Flag flag) {
   *flag.up = *flag.step;
 }
 
+__global__ void AwaitKernel(Flag flag) {
+  Begin();
+  Await(flag);
+  __threadfence_system();
+}
+
 unsigned Blocks(int64_t n_values) {
   return static_cast<unsigned>(std::clamp<int64_t>(CeilDiv(n_values, 4 * kThreads), 1, kMaxBlocks));
 }
@@ -55,5 +65,6 @@ void LaunchSend(const Queue& queue, ConstRows in, int n, Rows host, int n_rows, 
 }
 
 void LaunchRaise(const Queue& queue, const Flag& flag) { Launch(queue, RaiseKernel, dim3(1), dim3(1), 0, flag); }
+void LaunchAwait(const Queue& queue, const Flag& flag) { Launch(queue, AwaitKernel, dim3(1), dim3(1), 0, flag); }
 
 }  // namespace thermocline::cuda

@@ -20,5 +20,6 @@ void LaunchReceive(const Queue& queue, ConstRows host, int n, Rows out, int n_ro
 // host rows = in, then the flag goes up. counter: of the device, 0 before and after.
 void LaunchSend(const Queue& queue, ConstRows in, int n, Rows host, int n_rows, const Flag& flag, uint32_t* counter);
 void LaunchRaise(const Queue& queue, const Flag& flag);
+void LaunchAwait(const Queue& queue, const Flag& flag);
 
 }  // namespace thermocline::cuda

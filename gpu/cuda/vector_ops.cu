@@ -114,7 +114,7 @@ __global__ void AddKernel(ConstRows x, int n, Rows out) {
 }
 
 // limits[row] = twice the mean over the row's groups of the squared largest value, or -1 where all have a lo plane.
-__global__ void LimitKernel(ConstRows x, int n, const uint8_t* large_only, float* limits) {
+__global__ void LimitKernel(ConstRows x, int lead, int n, const uint8_t* large_only, float* limits) {
   Begin();
   const int row = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
   const int n_groups = (n + 63) / 64 * 2;
@@ -125,19 +125,19 @@ __global__ void LimitKernel(ConstRows x, int n, const uint8_t* large_only, float
   float squares = 0;
   for (int group = warp; group < n_groups; group += n_warps) {
     const int i = 32 * group + lane;
-    const float largest = WarpMax(i < n ? fabsf(Sanitize(x.data[row * x.stride + i])) : 0.f);
+    const float largest = WarpMax(i >= lead && i < n ? fabsf(Sanitize(x.data[row * x.stride + i])) : 0.f);
     if (lane == 0) squares += largest * largest;
   }
   const float sum = BlockSum(squares);
   if (threadIdx.x == 0) limits[row] = 2 * (sum / n_groups);
 }
 
-__global__ void QuantizeKernel(ConstRows x, int n, int64_t k, const float* limits, Quantized out) {
+__global__ void QuantizeKernel(ConstRows x, int lead, int n, int64_t k, const float* limits, Quantized out) {
   Begin();
   const int row = blockIdx.y, lane = threadIdx.x % 32, group = blockIdx.x * kActWarps + threadIdx.x / 32;
   const int i = 32 * group + lane;
   if (group >= (k + 255) / 256 * 8) return;
-  QuantizeGroup(i < n ? x.data[row * x.stride + i] : 0.f, limits ? limits[row] : -1, row % kTileRows, lane,
+  QuantizeGroup(i >= lead && i < n ? x.data[row * x.stride + i] : 0.f, limits ? limits[row] : -1, row % kTileRows, lane,
                 GroupOf(out, k, row, group));
 }
 
@@ -175,10 +175,10 @@ void LaunchAdd(const Queue& queue, ConstRows x, int n, Rows out, int n_rows) {
 }
 
 void LaunchQuantize(const Queue& queue, ConstRows x, int n, int64_t k, const uint8_t* large_only, float* limits,
-                    Quantized out, int n_rows) {
-  if (large_only) Launch(queue, LimitKernel, dim3(n_rows), dim3(256), 0, x, n, large_only, limits);
-  Launch(queue, QuantizeKernel, dim3(CeilDiv(ActivationGroups(k), kActWarps), n_rows), dim3(32 * kActWarps), 0, x, n, k,
-         large_only ? limits : nullptr, out);
+                    Quantized out, int n_rows, int lead) {
+  if (large_only) Launch(queue, LimitKernel, dim3(n_rows), dim3(256), 0, x, lead, n, large_only, limits);
+  Launch(queue, QuantizeKernel, dim3(CeilDiv(ActivationGroups(k), kActWarps), n_rows), dim3(32 * kActWarps), 0, x, lead,
+         n, k, large_only ? limits : nullptr, out);
 }
 
 }  // namespace thermocline::cuda

@@ -57,11 +57,11 @@ void LaunchAct(const Queue& queue, ConstRows gate, ConstRows up, Activation acti
                Quantized quantized, int n_rows);
 void LaunchAdd(const Queue& queue, ConstRows x, int n, Rows out, int n_rows);  // out += x
 
-// x[row, i] for i in [0, n) to activations of k columns; those past n are zero. large_only: per row, whether groups
+// x[row, i] for i in [lead, n) to activations of k columns; the others are zero. large_only: per row, whether groups
 // whose squared scale is at most twice the row's mean go without a lo plane; null: none. `limits`: scratch of n_rows
 // floats for it.
 void LaunchQuantize(const Queue& queue, ConstRows x, int n, int64_t k, const uint8_t* large_only, float* limits,
-                    Quantized out, int n_rows);
+                    Quantized out, int n_rows, int lead = 0);
 
 // The specification.
 void NormReference(const float* x, const float* weight, const float* bias, float eps, int n, bool accumulate,

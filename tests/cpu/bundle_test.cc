@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "tests/cpu/file_weight.h"
 #include "tests/cpu/kernel_test_util.h"
 #include "tests/cpu/random_weights.h"
 
@@ -17,7 +16,7 @@ constexpr int64_t kEmbds[] = {32, 96, 128, 512, 608}, kFfs[] = {32, 96, 256, 544
 // An FFN as in the file, and in bundles.
 struct Ffn {
   std::vector<uint8_t> up_rows, down_rows;
-  test::FileWeight up, down;
+  FileMatrix up, down;
   BundleShape shape;
   Buffer memory;
   Bundles bundles;
@@ -26,18 +25,18 @@ struct Ffn {
     std::mt19937 rng(static_cast<uint32_t>(n_embd + n_ff));
     up_rows = test::RandomWeights(up_type, n_ff, n_embd, rng);
     down_rows = test::RandomWeights(down_type, n_embd, n_ff, rng);
-    up = test::FileWeight(up_type, up_rows, n_ff, n_embd);
-    down = test::FileWeight(down_type, down_rows, n_embd, n_ff);
+    up = {up_type, up_rows.data(), n_embd};
+    down = {down_type, down_rows.data(), n_ff};
     shape = {BundleShape::UpType(up_type), BundleShape::DownType(down_type), n_embd, n_ff};
     memory = Buffer(shape.bytes(), "a test");
     bundles = Bundles(shape, memory.data());
-    test::PackBundles(up.weight, down.weight, 0, isa, bundles);
+    for (int64_t slice = 0; slice < shape.n_slices(); ++slice) bundles.PackSlice(up, down, slice, isa);
   }
 };
 
-std::vector<float> Floats(const test::FileWeight& matrix) {
-  std::vector<float> out(matrix.weight.n * matrix.weight.k);
-  Dequantize(matrix.tensor->type, matrix.tensor->data, std::ssize(out), out.data());
+std::vector<float> Floats(const FileMatrix& matrix, int64_t n) {
+  std::vector<float> out(n * matrix.k);
+  Dequantize(matrix.type, matrix.data, n * matrix.k, out.data());
   return out;
 }
 
@@ -54,7 +53,7 @@ TEST_CASE("bundle: holds what the file holds") {
           CAPTURE(n_embd);
           CAPTURE(n_ff);
           const Ffn ffn(type, type, n_embd, n_ff, isa);
-          const std::vector<float> up = Floats(ffn.up), down = Floats(ffn.down);
+          const std::vector<float> up = Floats(ffn.up, n_ff), down = Floats(ffn.down, n_embd);
           std::vector<float> row(n_embd);
           bool up_same = true;
           double down_error = 0;
@@ -81,10 +80,10 @@ TEST_CASE("bundle: a part of an FFN holds what the whole holds of its neurons") 
       const BundleShape shape{whole.shape.up, whole.shape.down, kEmbd, kFf - first};
       const Buffer memory(shape.bytes(), "a test");
       Bundles part(shape, memory.data());
-      Weight up = whole.up.weight;
-      up.first_row = first;
-      up.n = kFf - first;
-      test::PackBundles(up, whole.down.weight, first, Isa::kScalar, part);
+      const int64_t row_bytes = kEmbd / Info(type).block * Info(type).block_bytes;
+      for (int64_t slice = 0; slice < shape.n_slices(); ++slice)
+        part.PackSlice({type, whole.up.data + first * row_bytes, kEmbd}, {type, whole.down.data, kFf, first}, slice,
+                       Isa::kScalar);
       std::vector<float> expected(kEmbd), row(kEmbd);
       bool up_same = true, down_same = true;
       for (int64_t j = first; j < kFf; ++j) {
@@ -106,7 +105,7 @@ TEST_CASE("bundle: other types are requantized to 8 bits") {
     const Ffn ffn(type, type, 512, 512, Isa::kScalar);
     CHECK(ffn.shape.up == DType::kQ8_0);
     CHECK(ffn.shape.down == DType::kQ8_0);
-    const std::vector<float> up = Floats(ffn.up), down = Floats(ffn.down);
+    const std::vector<float> up = Floats(ffn.up, 512), down = Floats(ffn.down, 512);
     std::vector<float> row(512);
     double error = 0, squares = 0;
     for (int64_t j = 0; j < 512; ++j) {
@@ -137,7 +136,7 @@ TEST_CASE("bundle: gives the panels that the file's rows become") {
           for (int64_t block = 0; block < ffn.shape.up_blocks(); ++block) {
             const int64_t bytes = bundles.UpPanelBytes(block);
             std::vector<uint8_t> panels(2 * bytes);
-            bundles.UpPanels(group, block, panels.data());
+            bundles.UpPanels(group, block, bundles.UpPanelBytes(block), panels.data());
             for (int64_t p = 0; p < 2; ++p)
               same &= std::memcmp(&panels[p * bytes], up.panel(2 * group + p) + block * 8 * up.format()->block_bytes(),
                                   bytes) == 0;
@@ -149,7 +148,7 @@ TEST_CASE("bundle: gives the panels that the file's rows become") {
           for (int64_t group = 0; group < ffn.shape.n_groups(); group += kGroups) {
             const int64_t n = std::min(kGroups, ffn.shape.n_groups() - group), bytes = bundles.DownPanelBytes(n);
             std::vector<uint8_t> panels(bundles.DownPanelCount(block) * bytes);
-            bundles.DownPanels(block, group, n, panels.data());
+            bundles.DownPanels(block, group, n, bundles.DownPanelBytes(n), panels.data());
             for (int64_t p = 0; p < bundles.DownPanelCount(block); ++p)
               same &= std::memcmp(&panels[p * bytes],
                                   down.panel(8 * block + p) + group / 2 * down.format()->block_bytes(), bytes) == 0;

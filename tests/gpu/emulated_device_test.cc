@@ -38,7 +38,7 @@ struct Summing {
     DeviceOp receive{.kind = DeviceOpKind::kReceive, .out = in_rows, .flag = 0, .host = {host.as<float>(), kStride}};
     DeviceOp add{.kind = DeviceOpKind::kAdd, .in = in_rows, .out = sum_rows};
     DeviceOp send{.kind = DeviceOpKind::kSend, .in = sum_rows, .flag = 1, .host = {Back(0), kStride}};
-    device.SetProgram({receive, add, send}, {.max_rows = kMaxRows, .max_spans = 1, .max_pages = 1, .n_flags = 2});
+    device.SetPrograms({{receive, add, send}}, {.max_rows = kMaxRows, .max_spans = 1, .max_pages = 1, .n_flags = 2});
   }
 
   float* Back(int row) { return host.as<float>() + (kMaxRows + row) * kStride; }
@@ -148,6 +148,48 @@ TEST_CASE("device: it is no faster than it is told to be") {
   CHECK(slow.Step(1, 1.f));
   // Three ops, two of which move 80 bytes at 2 ms each.
   CHECK(Clock::now() - begin >= std::chrono::nanoseconds(3 * kNs + 2 * 2'000'000));
+}
+
+TEST_CASE("device: panels come through a buffer, each when its flag is up, in the program that was named") {
+  constexpr int kPieces = 3;
+  constexpr int64_t kN = 32, kK = 64;
+  EmulatedDevice device(kRoomy, std::make_unique<Adder>());
+  const int64_t bytes = PackedBytes(DType::kQ4_0, kN, kK);
+  const DeviceBuffer buffer = device.Allocate(bytes, "a buffer");
+  const StagingBuffer staging = device.AllocateStaging(bytes, "panels");
+  std::vector<DeviceOp> ops(kPieces);
+  for (int i = 0; i < kPieces; ++i) {
+    ops[i] = {.kind = DeviceOpKind::kReceivePanels, .n_projections = 1, .panels = staging.as<uint8_t>()};
+    ops[i].flag = 2 * i;
+    ops[i].taken = 2 * i + 1;
+    ops[i].projections[0].w = {DType::kQ4_0, kN, kK, buffer.address()};
+  }
+  device.SetPrograms({{}, ops}, {.max_rows = 1, .max_spans = 1, .max_pages = 1, .n_flags = 2 * kPieces});
+  std::vector<uint8_t> sent(static_cast<size_t>(bytes)), came(sent);
+  const int32_t position = 0;
+  const uint8_t prompt = 1;
+  DeviceStep step{.positions = {&position, 1}, .prompt = {&prompt, 1}, .wanted = {}, .spans = {}};
+  device.Begin(step);
+  CHECK(device.Finish());  // the empty one
+  CHECK(device.counts().launches == 0);
+  step.program = 1;
+  for (int round = 1; round <= 2; ++round) {
+    device.Begin(step);
+    for (int i = 0; i < kPieces; ++i) {
+      std::ranges::fill(sent, static_cast<uint8_t>(7 * i + round));
+      std::ranges::copy(sent, staging.as<uint8_t>());
+      device.Raise(2 * i);
+      REQUIRE(device.Await(2 * i + 1));
+    }
+    CHECK(device.Finish());
+    device.Download(came, buffer.address());
+    CHECK(came == sent);
+  }
+  device.Begin(step);
+  std::thread waiter([&] { CHECK_FALSE(device.Await(1)); });
+  device.Abandon();
+  CHECK(device.Finish());
+  waiter.join();
 }
 
 }  // namespace thermocline

@@ -15,11 +15,10 @@
 #include "runtime/emulated_ops.h"
 #include "runtime/engine.h"
 #include "tests/models/tiny_model.h"
+#include "tests/runtime/play.h"
 
 namespace thermocline {
 namespace {
-
-using Logits = std::vector<std::vector<float>>;
 
 constexpr int kContext = 192;
 #ifdef THERMOCLINE_SANITIZED
@@ -45,7 +44,9 @@ struct Loaded {
   explicit Loaded(const TinyOptions& options, FfnMode ffn = FfnMode::kDense, KvTypes kv_types = {})
       : writer(TinyModel(options)), file(writer.Open()), model(Model::FromGguf(file)), ffn(ffn), kv_types(kv_types) {}
 
+  // Prompts are streamed only where the options say from how many rows on.
   std::unique_ptr<Engine> Start(DeviceOptions device = {}, int n_threads = 1) const {
+    if (device.stream.min_rows == 0) device.stream.min_rows = kMaxBatchRows + 1;
     EngineOptions options{.n_ctx = kContext, .n_threads = n_threads, .max_sequences = 2, .kv_types = kv_types};
     options.load.ffn = ffn;
     options.device = std::move(device);
@@ -77,65 +78,6 @@ TinyOptions SparseModel() {
   return {.type = DType::kQ4_0, .n_embd = 160, .n_ff = 608, .activation = "relu", .seed = 9};
 }
 
-TokenId TokenAt(int sequence, int position) { return (position * 37 + sequence * 11 + 5) % 280; }
-
-// What both sequences answer: prompts of a page and more, in pieces of rows of that kind, then generated tokens side by
-// side. All logits.
-Logits Play(Engine& engine, RowKind kind) {
-  constexpr int kPrompt[2] = {140, 9}, kPiece = 75, kGenerated = 4;
-  Logits logits;
-  const auto step = [&](const Batch& batch) {
-    engine.Step(batch);
-    for (size_t i = 0; i < batch.size(); ++i)
-      logits.emplace_back(engine.Logits(static_cast<int>(i)).begin(), engine.Logits(static_cast<int>(i)).end());
-  };
-  const int sequences[2] = {engine.NewSequence(), engine.NewSequence()};
-  for (int s = 0; s < 2; ++s)
-    for (int at = 0; at < kPrompt[s];) {
-      Batch batch;
-      for (int i = 0; i < kPiece && at < kPrompt[s]; ++i, ++at)
-        batch.push_back({TokenAt(s, at), sequences[s], at, kind, true});
-      step(batch);
-    }
-  for (int i = 0; i < kGenerated; ++i) {
-    Batch batch;
-    for (int s = 0; s < 2; ++s) {
-      const int at = kPrompt[s] + i;
-      batch.push_back({TokenAt(s, at), sequences[s], at, RowKind::kGenerated, true});
-    }
-    step(batch);
-  }
-  for (const int sequence : sequences) engine.FreeSequence(sequence);
-  return logits;
-}
-
-struct Difference {
-  double worst = 0;                                       // max |d| over max |logit| of a position
-  int positions = 0, other_choices = 0, far_choices = 0;  // another token chosen; though the best two were far apart
-};
-
-// far: a difference between two logits over the largest.
-Difference Compare(const Logits& expected, const Logits& logits, double far) {
-  Difference difference;
-  REQUIRE(expected.size() == logits.size());
-  for (size_t i = 0; i < expected.size(); ++i) {
-    double largest = 0, worst = 0;
-    for (size_t j = 0; j < expected[i].size(); ++j) {
-      largest = std::max(largest, std::abs(double{expected[i][j]}));
-      const double d = std::abs(double{expected[i][j]} - logits[i][j]);
-      worst = std::isnan(d) ? INFINITY : std::max(worst, d);
-    }
-    difference.worst = std::max(difference.worst, worst / largest);
-    ++difference.positions;
-    const auto best = std::ranges::max_element(expected[i]) - expected[i].begin();
-    const auto choice = std::ranges::max_element(logits[i]) - logits[i].begin();
-    if (best == choice) continue;
-    ++difference.other_choices;
-    difference.far_choices += expected[i][best] - expected[i][choice] > far * largest;
-  }
-  return difference;
-}
-
 // Any legal placement, or what fills some budget.
 DeviceOptions RandomPlan(const Loaded& loaded, std::mt19937& random) {
   const ModelConfig& config = loaded.model.config;
@@ -143,17 +85,12 @@ DeviceOptions RandomPlan(const Loaded& loaded, std::mt19937& random) {
     const int64_t all = int64_t{24} << 20;  // more than any of the models needs
     return {.device = Emulate(all * (random() % 100) / 100), .placement = {}};
   }
-  Placement placement = AllOnCpu(config);
-  const auto memory = [&] { return random() % 2 ? Memory::kDevice : Memory::kCpu; };
-  placement.head = memory();
-  for (LayerPlacement& layer : placement.layers) {
-    layer.attention = memory();
-    if (layer.attention == Memory::kDevice) layer.kv = memory();
-    const int64_t blocks = (config.n_ff + kHotBlock - 1) / kHotBlock;
-    layer.n_hot = std::min<int64_t>(config.n_ff, random() % (blocks + 1) * kHotBlock);
-  }
-  if (random() % 2) placement.device_tokens = kPageTokens * (1 + random() % 2);
-  return {.device = Emulate(), .placement = placement};
+  return {.device = Emulate(), .placement = RandomPlacement(config, random)};
+}
+
+// In pieces of one run of panels and of many.
+StreamOptions RandomStream(std::mt19937& random) {
+  return {.min_rows = 1, .piece_bytes = int64_t{1} << (10 + random() % 10)};
 }
 
 // n is counted from 1 until so many of them never come.
@@ -187,21 +124,24 @@ TEST_CASE("hybrid: random plans give what the CPU gives alone") {
     CHECK(difference.worst <= kExact);
     CHECK(difference.far_choices == 0);
     all.worst = std::max(all.worst, difference.worst);
-    all.positions += difference.positions;
+    all.n_positions += difference.n_positions;
     all.other_choices += difference.other_choices;
   }
   MESSAGE(n_plans, " plans, ", on_device, " with a part on the device: largest difference ", all.worst, ", ",
-          all.other_choices, " of ", all.positions, " choices differ");
+          all.other_choices, " of ", all.n_positions, " choices differ");
   CHECK(on_device > n_plans / 2);
   CHECK(all.worst > 0);
-  CHECK(all.other_choices <= all.positions / 100);
+  CHECK(all.other_choices <= all.n_positions / 100);
 }
 
-TEST_CASE("hybrid: prompt rows and rounded keys and values, within the rounding") {
-  const int n_plans = Plans(1, 10);
+TEST_CASE("hybrid: prompt rows and rounded keys and values, within the rounding, streamed or not") {
+  const int n_plans = Plans(2, 20);
   std::mt19937 random(2);
   std::vector<TinyOptions> models = Models();
   models.push_back(SparseModel());
+  models.push_back(
+      {.type = DType::kQ5_1, .n_ff = 544, .activation = "relu", .seed = 10});  // its down gets another type
+  int n_streamed = 0;
   for (size_t which = 0; which < models.size(); ++which) {
     const bool rounded_kv = which % 2 == 1;
     const Loaded loaded(models[which], models[which].activation == "relu" ? FfnMode::kExact : FfnMode::kDense,
@@ -211,12 +151,19 @@ TEST_CASE("hybrid: prompt rows and rounded keys and values, within the rounding"
     for (int i = 0; i < n_plans; ++i) {
       CAPTURE(which);
       CAPTURE(i);
-      const auto engine = loaded.Start(RandomPlan(loaded, random), 1 + i % 2);
+      DeviceOptions plan = RandomPlan(loaded, random);
+      if (i % 4 != 0) plan.stream = RandomStream(random);
+      const auto device = std::static_pointer_cast<EmulatedDevice>(plan.device);
+      const auto engine = loaded.Start(std::move(plan), 1 + i % 2);
+      const int64_t uploads = device->counts().uploads;
       const Difference difference = Compare(expected, Play(*engine, RowKind::kPrompt), bound);
       CHECK(difference.worst <= bound);
       CHECK(difference.far_choices == 0);
+      n_streamed += device->counts().uploads - uploads > 10;  // a step takes one
     }
   }
+  MESSAGE(n_streamed, " plans streamed");
+  CHECK(n_streamed > n_plans * std::ssize(models) / 3);
 }
 
 TEST_CASE("hybrid: the Nth allocation and upload of a load fails, for every N") {
@@ -249,16 +196,19 @@ TEST_CASE("hybrid: the Nth op and upload of a step fails, for every N; what foll
   placement.layers[0] = {.n_hot = 256, .attention = Memory::kDevice, .kv = Memory::kDevice};
   placement.layers[1] = {.n_hot = 128};
   placement.head = Memory::kDevice;
-  const auto check = [&](InjectedFailures failures) {
+  const auto check = [&](bool streamed, InjectedFailures failures) {
     const std::shared_ptr<EmulatedDevice> device = Emulate();
     {
-      const auto engine = loaded.Start({device, placement});
+      const auto engine = loaded.Start({device, placement, {}, {.min_rows = 2, .piece_bytes = 1 << 14}});
       REQUIRE(UsesDevice(engine->placement()));
       const int sequence = engine->NewSequence();
       engine->Step({{TokenAt(0, 0), sequence, 0, RowKind::kPrompt, true}});
       device->Inject(failures);
+      const RowKind kind = streamed ? RowKind::kPrompt : RowKind::kGenerated;
+      Batch batch = {{TokenAt(0, 1), sequence, 1, kind, true}};
+      if (streamed) batch.push_back({TokenAt(0, 2), sequence, 2, kind, true});
       try {
-        engine->Step({{TokenAt(0, 1), sequence, 1, RowKind::kGenerated, true}});
+        engine->Step(batch);
         return false;
       } catch (const SequencesLost& error) {
         CHECK(std::string(error.what()).find("told to fail") != std::string::npos);
@@ -272,9 +222,13 @@ TEST_CASE("hybrid: the Nth op and upload of a step fails, for every N; what foll
     CHECK(device->counts().staging_bytes_in_use == 0);
     return true;
   };
-  CHECK(FailEach([&](int64_t n) { return check({.launch = n}); }) >= 20);
-  CHECK(FailEach([&](int64_t n) { return check({.upload = n}); }) == 1);
-  CHECK(FailEach([&](int64_t n) { return check({.allocation = n}); }) == 0);  // a step takes no memory
+  for (const bool streamed : {false, true}) {
+    CAPTURE(streamed);
+    CHECK(FailEach([&](int64_t n) { return check(streamed, {.launch = n}); }) >= (streamed ? 40 : 20));
+    const int64_t n_uploads = FailEach([&](int64_t n) { return check(streamed, {.upload = n}); });
+    CHECK((streamed ? n_uploads >= 10 : n_uploads == 1));
+    CHECK(FailEach([&](int64_t n) { return check(streamed, {.allocation = n}); }) == 0);  // a step takes no memory
+  }
 }
 
 TEST_CASE("hybrid: keys and values that a device cannot hold stay with the CPU, and the rest goes there") {
@@ -332,23 +286,27 @@ TEST_CASE("hybrid: a step can be cancelled anywhere, whichever half waits for th
   placement.device_tokens = kPageTokens;
   const auto slow = std::make_shared<EmulatedDevice>(
       EmulatedDeviceOptions{.budget_bytes = 1 << 26, .launch_ns = 100'000}, MakeEmulatedOps());
-  const auto engine = loaded.Start({slow, placement});
+  const auto engine = loaded.Start({slow, placement, {}, {.min_rows = 2, .piece_bytes = 1 << 14}});
   const int sequence = engine->NewSequence();
+  const Batch one = {{TokenAt(0, 0), sequence, 0, RowKind::kGenerated, true}};
+  const Batch streamed = {{TokenAt(0, 0), sequence, 0, RowKind::kPrompt, true},
+                          {TokenAt(0, 1), sequence, 1, RowKind::kPrompt, true}};
   int cancelled = 0;
-  for (int i = 0; i < 20; ++i) {
+  for (int i = 0; i < 40; ++i) {
+    const Batch& batch = i % 2 ? streamed : one;
     std::thread canceller([&] {
-      std::this_thread::sleep_for(std::chrono::microseconds(250 * i));
+      std::this_thread::sleep_for(std::chrono::microseconds(125 * i));
       engine->Cancel();
     });
     try {
-      engine->Step({{TokenAt(0, 0), sequence, 0, RowKind::kGenerated, true}});
+      engine->Step(batch);
     } catch (const Cancelled&) {
       ++cancelled;
     }
     canceller.join();
     try {  // which a Cancel that came too late would hit
       engine->Truncate(sequence, 0);
-      engine->Step({{TokenAt(0, 0), sequence, 0, RowKind::kGenerated, true}});
+      engine->Step(batch);
     } catch (const Cancelled&) {
     }
     engine->Truncate(sequence, 0);
@@ -371,6 +329,46 @@ TEST_CASE("hybrid: a cancelled step leaves the device ready for the next") {
   engine->FreeSequence(sequence);
   CHECK(Compare(expected, Play(*engine, RowKind::kGenerated), kExact).worst <= kExact);
   CHECK(UsesDevice(engine->placement()));
+}
+
+TEST_CASE("hybrid: what is streamed, and what is not") {
+  const Loaded loaded({.type = DType::kQ4_0, .n_ff = 512});
+  Placement placement = AllOnCpu(loaded.model.config);
+  placement.layers[0] = {.n_hot = 256, .attention = Memory::kDevice, .kv = Memory::kDevice};
+  const auto device = Emulate();
+  const auto engine = loaded.Start({device, placement, {}, {.min_rows = 4}});
+  const int sequence = engine->NewSequence();
+  const auto uploads = [&](int n_prompt, int n_generated) {
+    const int64_t before = device->counts().uploads;
+    Batch batch;
+    for (int i = 0; i < n_prompt + n_generated; ++i)
+      batch.push_back({TokenAt(0, i), sequence, i, i < n_prompt ? RowKind::kPrompt : RowKind::kGenerated, false});
+    engine->Step(batch);
+    engine->Truncate(sequence, 0);
+    return device->counts().uploads - before;
+  };
+  const int n_layer = loaded.model.config.n_layer;
+  CHECK(uploads(4, 0) == 1 + 3 + 7 * (n_layer - 1));  // half of an FFN, and whole layers
+  CHECK(uploads(3, 0) == 1);
+  CHECK(uploads(4, 1) == 1);
+  CHECK(uploads(0, 4) == 1);
+}
+
+TEST_CASE("hybrid: where streaming has no room both sides compute; where it has, it is timed at load") {
+  const Loaded loaded({.type = DType::kQ4_0, .n_layer = 6, .n_embd = 256, .n_ff = 1024});
+  const auto notes_with = [&](int64_t budget_bytes) {
+    std::string notes;
+    EngineOptions options{.n_ctx = kContext, .n_threads = 1};
+    options.device = {Emulate(budget_bytes), {}, [&](const std::string& text) { notes += text + "\n"; }};
+    const Engine engine(loaded.file, loaded.model, options);
+    return notes;
+  };
+  int64_t all = 1 << 20;
+  while (notes_with(all).find("1024 of 1024 neurons") == std::string::npos) all += all / 4;
+  CHECK(notes_with(all).find("stream") == std::string::npos);
+  int64_t half = all;
+  while (notes_with(half).find("to stream the rest") == std::string::npos) half -= half / 16;
+  CHECK(notes_with(half).find("prompt rows take") != std::string::npos);
 }
 
 }  // namespace thermocline

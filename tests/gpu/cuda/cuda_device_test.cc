@@ -68,7 +68,7 @@ struct Step {
       spans[i] = {i, 1, 0, {}};
     }
   }
-  DeviceStep view() const { return {positions, flags, wanted, spans}; }
+  DeviceStep view() const { return {positions, flags, wanted, spans, 0}; }
   std::vector<int32_t> positions;
   std::vector<uint8_t> flags;
   std::vector<int32_t> wanted;
@@ -104,7 +104,7 @@ TEST_CASE("CUDA device: steps meet the host at flags, recorded or not") {
   if (!HasGpu()) return;
   const std::unique_ptr<Device> device = OpenCudaDevice(0, kBudget);
   const Product product(*device);
-  device->SetProgram(product.Ops(), kLimits);
+  device->SetPrograms({product.Ops()}, kLimits);
   std::mt19937 rng(2);
   for (const bool prompt : {false, true})
     for (const int n_rows : {1, 2, 8, 3, 16, 9}) {
@@ -125,11 +125,72 @@ TEST_CASE("CUDA device: steps meet the host at flags, recorded or not") {
     }
 }
 
+TEST_CASE("CUDA device: weights that come while it computes multiply as those that are there") {
+  if (!HasGpu()) return;
+  constexpr int kPieces = 200;  // more launches than a driver takes ahead
+  const std::unique_ptr<Device> device = OpenCudaDevice(0, kBudget);
+  const Product product(*device);
+  const int64_t bytes = PackedBytes(DType::kQ8_0, Product::kN, Product::kK);
+  const DeviceBuffer buffers = device->Allocate(2 * bytes, "buffers");
+  const StagingBuffer staging = device->AllocateStaging(2 * bytes, "panels");
+  // The same product again and again, of which the first does not add to what was there.
+  const std::vector<DeviceOp> plain = product.Ops();
+  std::vector<DeviceOp> ops = {plain[0]};
+  for (int i = 0; i < kPieces; ++i) {
+    DeviceOp receive, multiply = plain[1];
+    receive.kind = DeviceOpKind::kReceivePanels;
+    receive.n_projections = 1;
+    receive.projections[0].w = {DType::kQ8_0, Product::kN, Product::kK, buffers.address() + i % 2 * bytes};
+    receive.panels = staging.as<uint8_t>() + i % 2 * bytes;
+    receive.flag = 2 + 2 * i;
+    receive.taken = 3 + 2 * i;
+    multiply.projections[0].w = receive.projections[0].w;
+    multiply.accumulate = i > 0;
+    ops.push_back(receive);
+    ops.push_back(multiply);
+  }
+  ops.push_back(plain[2]);
+  DeviceLimits limits = kLimits;
+  limits.n_flags = 2 + 2 * kPieces;
+  device->SetPrograms({plain, ops}, limits);
+  std::mt19937 rng(3);
+  for (const int n_rows : {16, 9}) {
+    const std::vector<float> x = RandomFloats(n_rows * Product::kK, rng);
+    std::vector<float> expected(n_rows * Product::kN);
+    cuda::LinearReference(product.weights.data(), x.data(), nullptr, n_rows, Product::kN, Product::kK, false,
+                          expected.data());
+    for (float& y : expected) y *= kPieces / 2;
+    const Step step(n_rows, true);
+    DeviceStep view = step.view();
+    view.program = 1;
+    for (const bool finishes : {true, false, true}) {
+      device->Begin(view);
+      std::ranges::copy(x, product.input());
+      device->Raise(0);
+      for (int i = 0; i < (finishes ? kPieces : kPieces / 2); ++i) {
+        if (i >= 2) REQUIRE(device->Await(3 + 2 * (i - 2)));
+        // Every other one is zeros.
+        uint8_t* panels = staging.as<uint8_t>() + i % 2 * bytes;
+        if (i / 2 % 2 == 0)
+          std::memcpy(panels, product.packed.panel(0), bytes);
+        else
+          std::memset(panels, 0, bytes);
+        device->Raise(2 + 2 * i);
+      }
+      if (!finishes) device->Abandon();
+      CHECK(device->Await(1) == finishes);
+      const std::vector<float> y(product.output(), product.output() + expected.size());
+      CHECK(device->Finish());
+      if (finishes) CHECK(RelativeError(y, expected) < 1e-4);
+    }
+  }
+}
+
 TEST_CASE("CUDA device: a step that is given up ends, and the next is right") {
   if (!HasGpu()) return;
   const std::unique_ptr<Device> device = OpenCudaDevice(0, kBudget);
   const Product product(*device);
-  device->SetProgram(product.Ops(), kLimits);
+  device->SetPrograms({product.Ops()}, kLimits);
   const Step step(1, false);
   std::vector<float> y[2];
   for (int i = 0; i < 2; ++i) {
@@ -155,13 +216,13 @@ TEST_CASE("CUDA device: refuses by name what it has no kernel for, and takes ano
   CHECK(!device->Supports(DType::kF16));
   std::vector<DeviceOp> ops = product.Ops();
   ops[1].projections[0].w.type = DType::kF16;
-  CHECK_THROWS_WITH_AS(device->SetProgram(ops, kLimits), doctest::Contains("F16"), DeviceError);
+  CHECK_THROWS_WITH_AS(device->SetPrograms({ops}, kLimits), doctest::Contains("F16"), DeviceError);
   ops = product.Ops();
   ops[1].kind = DeviceOpKind::kStoreKv;
   ops[1].kv_types = {DType::kQ8_0, DType::kQ8_0};
-  CHECK_THROWS_WITH_AS(device->SetProgram(ops, kLimits), doctest::Contains("-ctk"), DeviceError);
+  CHECK_THROWS_WITH_AS(device->SetPrograms({ops}, kLimits), doctest::Contains("-ctk"), DeviceError);
   CHECK(device->free_bytes() == free);
-  device->SetProgram(product.Ops(), kLimits);
+  device->SetPrograms({product.Ops()}, kLimits);
 }
 
 TEST_CASE("CUDA device: a GPU that is not there") {

@@ -138,8 +138,10 @@ TEST_CASE("quantize: the reference's bits, also of odd values and where only lar
       for (int row = 0; row < n_rows; ++row) flags[row] = row % 2 == 0;
       const DeviceArray<float> device_x(x), limits(n_rows);
       const DeviceArray<uint8_t> device_flags(flags), out(std::vector<uint8_t>(cuda::ActivationBytes(n_rows, k)));
+      const int lead = n > 64 ? static_cast<int>(rng() % 64) : 0;
       cuda::LaunchQuantize(cuda::MakeQueue(nullptr), {device_x.data(), n}, n, k,
-                           large_only ? device_flags.data() : nullptr, limits.data(), out.data(), n_rows);
+                           large_only ? device_flags.data() : nullptr, limits.data(), out.data(), n_rows, lead);
+      for (int row = 0; row < n_rows; ++row) std::fill_n(x.begin() + row * n, lead, 0.f);
       CHECK(out.Get() == QuantizedRows(x, n_rows, n, k, large_only));
     }
 }
