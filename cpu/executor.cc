@@ -142,7 +142,7 @@ CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Is
   AllocateSlots(max_rows);
   CollectRopes();
   for (Plan& each : plans)
-    if (tracer) each.trace.emplace(*tracer, team.size(), model, layout.types, each.stages);
+    if (tracer && !each.program.ops.empty()) each.trace.emplace(*tracer, team.size(), model, layout.types, each.stages);
 }
 
 void CpuExecutor::Impl::MakeKernels() {

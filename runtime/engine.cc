@@ -1,8 +1,8 @@
 #include "runtime/engine.h"
 
 #include <algorithm>
-#include <bit>
 #include <chrono>
+#include <cmath>
 
 #include "cpu/isa.h"
 #include "cpu/team.h"
@@ -10,6 +10,7 @@
 #include "models/check.h"
 #include "models/error.h"
 #include "runtime/kv_cache.h"
+#include "runtime/stream_rows.h"
 
 namespace thermocline {
 namespace {
@@ -17,8 +18,10 @@ namespace {
 // What a model leaves free for the rest of the program and its neighbours when the context is ours to choose.
 constexpr int64_t kReservedBytes = int64_t{512} << 20;
 
-// A step of so many prompt rows is timed at load. Streamed ones have more rows than the device's kernels of few rows.
-constexpr int kTimedRows = 32, kMinStreamedRows = 16;
+// Steps of so many prompt rows, and of twice as many, are timed at load: a short one several times, since the first one
+// meets cold caches.
+constexpr int kTimedRows = 32, kTimedSteps = 3;
+constexpr double kTimedSeconds = 0.2;
 
 // The context asked for, or the largest that fits; Error when it does not fit.
 int ChooseContext(const Model& model, const EngineOptions& options) {
@@ -124,17 +127,16 @@ void Engine::Impl::Load(const GgufFile& file, const Model& model) {
     ChooseStreamedRows();
 }
 
-// What the CPU takes in a step grows with its rows; how long weights are on their way does not.
 void Engine::Impl::ChooseStreamedRows() {
-  const int n_rows = std::min(kTimedRows, n_ctx);
+  if (n_ctx < 2 * kTimedRows) return;
   std::string said;
   try {
-    const double together = TimePrompt(n_rows, false), streamed = TimePrompt(n_rows, true);
-    const double even = std::clamp(n_rows * streamed / together, 1.0, 2.0 * kMaxBatchRows);
-    // A power of 2: that other rows are streamed today than yesterday should be rare.
-    streamed_rows = std::max(kMinStreamedRows, static_cast<int>(std::bit_ceil(static_cast<unsigned>(even))));
-    said = fmt::format("{} prompt rows take {:.0f} ms with the CPU and {:.0f} ms with its weights sent to the device: ",
-                       n_rows, 1e3 * together, 1e3 * streamed);
+    const double with_cpu = TimePrompt(kTimedRows, false);
+    const double streamed = TimePrompt(kTimedRows, true), twice = TimePrompt(2 * kTimedRows, true);
+    streamed_rows = RowsToStream(kTimedRows, with_cpu, streamed, twice);
+    said = fmt::format(
+        "{} prompt rows take {:.0f} ms with the CPU; with its weights sent to the device {:.0f} ms, {} {:.0f} ms: ",
+        kTimedRows, 1e3 * with_cpu, 1e3 * streamed, 2 * kTimedRows, 1e3 * twice);
     said += streamed_rows > kMaxBatchRows ? "none are sent" : fmt::format("sent for {} rows and more", streamed_rows);
   } catch (const SequencesLost&) {
     said = fmt::format("the device was lost ({}); the CPU computes everything", hybrid->LostBecause());
@@ -149,11 +151,16 @@ double Engine::Impl::TimePrompt(int n_rows, bool streamed) {
   for (int i = 0; i < n_rows; ++i) batch.push_back({0, 0, i, RowKind::kPrompt, false});
   streamed_rows = streamed ? 1 : INT_MAX;
   in_use[0] = true;
-  const auto begin = std::chrono::steady_clock::now();
-  Step(batch);
-  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
-  kv->Truncate(0, 0);
-  return time.count();
+  double least = INFINITY, sum = 0;
+  for (int i = 0; i < kTimedSteps && sum < kTimedSeconds; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    Step(batch);
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - begin;
+    kv->Truncate(0, 0);
+    least = std::min(least, time.count());
+    sum += time.count();
+  }
+  return least;
 }
 
 // Fails before anything has changed.

@@ -26,6 +26,7 @@ std::unique_ptr<Engine> Start(const TinyOptions& tiny, int n_hot) {
     options.device.device =
         std::make_shared<EmulatedDevice>(EmulatedDeviceOptions{.budget_bytes = int64_t{1} << 30}, MakeEmulatedOps());
     options.device.placement = AllOnCpu(model.config);
+    options.device.stream.min_rows = kMaxBatchRows + 1;  // which would leave the CPU nothing to compute
     for (LayerPlacement& layer : options.device.placement->layers) layer.n_hot = n_hot;
   }
   return std::make_unique<Engine>(file, model, options);

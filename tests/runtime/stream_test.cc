@@ -2,12 +2,14 @@
 
 #include <doctest/doctest.h>
 
+#include <climits>
 #include <map>
 #include <set>
 
 #include "gpu/emulated_device.h"
 #include "runtime/device_plan.h"
 #include "runtime/emulated_ops.h"
+#include "runtime/stream_rows.h"
 #include "tests/models/tiny_model.h"
 #include "tests/runtime/play.h"
 
@@ -87,6 +89,17 @@ TEST_CASE("stream: pieces are what the CPU holds of products, each once, and no 
       CHECK(BothEnd(*streamed));
     }
   }
+}
+
+TEST_CASE("stream: from how many rows on") {
+  CHECK(RowsToStream(32, 0.1, 0.1, 0.1) == 32);    // 3.1 ms a row, or 100 ms for any number
+  CHECK(RowsToStream(32, 0.1, 0.09, 0.09) == 32);  // even at 28.8
+  CHECK(RowsToStream(32, 0.1, 0.2, 0.2) == 64);
+  CHECK(RowsToStream(32, 0.1, 0.2, 0.21) == 128);  // even at 67.6
+  CHECK(RowsToStream(32, 0.1, 0.01, 0.01) == 16);
+  CHECK(RowsToStream(32, 0.1, 0.01, 0.005) == 16);
+  CHECK(RowsToStream(32, 0.1, 0.2, 0.4) == INT_MAX);  // the device is the slower one
+  CHECK(RowsToStream(32, 0.1, 0.2, 0.3) == INT_MAX);
 }
 
 }  // namespace thermocline
