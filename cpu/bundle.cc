@@ -105,7 +105,7 @@ DType BundleShape::DownType(DType source) {
 
 void Bundles::PackSlice(const FileMatrix& up, const FileMatrix& down, int64_t slice, Isa isa) {
   PackUp(up, slice, isa);
-  PackDown(down, slice, isa);
+  if (shape_.has_down) PackDown(down, slice, isa);
 }
 
 void Bundles::PackUp(const FileMatrix& up, int64_t slice, Isa isa) {

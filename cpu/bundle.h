@@ -15,6 +15,8 @@
 // their own would, and fewer from 14 % on.
 //
 // k past n_embd and outputs past n_embd have zero scales.
+//
+// Rows may also stand so alone, without a down: the gates that are read where a predictor says so (form F3).
 #pragma once
 
 #include <cstdint>
@@ -36,6 +38,7 @@ inline constexpr int kSliceNeurons = 256;
 struct BundleShape {
   DType up{}, down{};
   int64_t n_embd = 0, n_ff = 0;
+  bool has_down = true;
 
   BundleShape() = default;
   BundleShape(DType up, DType down, int64_t n_embd, int64_t n_ff)
@@ -45,6 +48,12 @@ struct BundleShape {
         n_ff(n_ff),
         up_format_(FindPackedFormat(up)),
         down_format_(FindPackedFormat(down)) {}
+  // Of rows without a down.
+  static BundleShape Rows(DType type, int64_t n_embd, int64_t n_ff) {
+    BundleShape shape(type, type, n_embd, n_ff);
+    shape.has_down = false;
+    return shape;
+  }
 
   const PackedFormat& up_format() const { return *up_format_; }
   const PackedFormat& down_format() const { return *down_format_; }
@@ -54,7 +63,7 @@ struct BundleShape {
   int64_t up_code_bytes() const { return up_blocks() * up_format().chunk_bytes(); }
   int64_t up_scale_bytes() const { return up_format().has_min ? 64 : 32; }  // per block
   int64_t down_offset() const { return up_code_bytes() + (up_blocks() * up_scale_bytes() + 63) / 64 * 64; }
-  int64_t down_blocks() const { return (n_embd + kDownOutputs - 1) / kDownOutputs; }
+  int64_t down_blocks() const { return has_down ? (n_embd + kDownOutputs - 1) / kDownOutputs : 0; }
   int64_t down_block_bytes() const { return kDownOutputs * down_format().bits / 8; }
   int64_t n_outputs() const { return down_blocks() * kDownOutputs; }  // with the padding
   int64_t bundle_bytes() const { return down_offset() + down_blocks() * down_block_bytes(); }
@@ -86,8 +95,9 @@ class Bundles {
   // In shape.bytes() bytes of somebody else's memory, zeroed and 64-byte aligned, that must outlive it.
   Bundles(const BundleShape& shape, uint8_t* memory) : shape_(shape), data_(memory) {}
 
-  // Packs the neurons of a slice: rows of up (n_ff, n_embd), columns of down (n_embd, n_ff). Slices may be packed by
-  // several threads at once. Every instruction set writes the same bytes.
+  // Packs the neurons of a slice: rows of up (n_ff, n_embd), columns of down (n_embd, n_ff), which counts for nothing
+  // where the shape has none. Slices may be packed by several threads at once. Every instruction set writes the same
+  // bytes.
   void PackSlice(const FileMatrix& up, const FileMatrix& down, int64_t slice, Isa isa);
 
   // Panels made anew for the packed product: the same bytes that the file's rows become. 64-byte aligned, panel_stride

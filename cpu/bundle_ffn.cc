@@ -124,7 +124,8 @@ std::vector<GatedFfn> FindSparseFfns(const Model& model, FfnMode mode) {
     if (mode == FfnMode::kExact && act.activation != Activation::kRelu) continue;
     const bool gated = product.kind == OpKind::kLinear && product.n_projections == 2 &&
                        product.projections[0].out == Slot::kGate && product.projections[1].out == Slot::kUp &&
-                       product.projections[1].bias < 0;
+                       product.projections[1].bias < 0 &&
+                       (mode != FfnMode::kPredicted || product.projections[0].bias < 0);
     if (!gated || down.kind != OpKind::kLinear || down.n_projections != 1 || down.in != Slot::kGate) continue;
     ffns.push_back(
         {act.layer, product.projections[0].weight, product.projections[1].weight, down.projections[0].weight});
@@ -135,10 +136,12 @@ std::vector<GatedFfn> FindSparseFfns(const Model& model, FfnMode mode) {
 void NeuronCount::Add(const NeuronCount& other) {
   neurons += other.neurons;
   active += other.active;
+  predicted += other.predicted;
   stored += other.stored;
   read += other.read;
   bytes += other.bytes;
   bytes_read += other.bytes_read;
+  predictor_bytes += other.predictor_bytes;
 }
 
 void RunSlice(const BundleKernel& kernel, const Bundles& bundles, int64_t slice, std::span<const BundleRow> rows,

@@ -15,6 +15,7 @@ enum class FfnMode : uint8_t {
   kDense,        // panels, all read
   kExact,        // bundles, of the neurons that ReLU does not silence
   kThreshold,    // bundles, of the neurons with |act(gate)| above a level
+  kPredicted,    // the same among the neurons that a predictor names; the gates of the others are not read either
   kBundleDense,  // bundles, all read: what the two above must equal bit for bit
 };
 
@@ -22,7 +23,8 @@ struct GatedFfn {
   int layer;
   WeightId gate, up, down;
 };
-// The FFNs that can stand in bundles: gated, up without a bias, widths that bundles hold; for kExact, gated by ReLU.
+// The FFNs that can stand in bundles: gated, up without a bias, widths that bundles hold; for kExact, gated by ReLU;
+// for kPredicted, the gate without a bias.
 std::vector<GatedFfn> FindSparseFfns(const Model& model, FfnMode mode);
 
 // A row that was generated.
@@ -41,8 +43,10 @@ struct Firing {
 // What was read: of `rows` x neurons those that were active, and neurons that any of the rows read.
 struct NeuronCount {
   int64_t neurons = 0, active = 0;    // summed over rows
+  int64_t predicted = 0;              // of them, those whose gate was read because of a predictor
   int64_t stored = 0, read = 0;       // once for all rows
-  int64_t bytes = 0, bytes_read = 0;  // of bundles and down scales, once for all rows
+  int64_t bytes = 0, bytes_read = 0;  // of bundles and down scales, once for all rows; with a predictor, of gates too
+  int64_t predictor_bytes = 0;        // read besides
   void Add(const NeuronCount& other);
 };
 

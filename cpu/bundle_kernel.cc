@@ -41,8 +41,9 @@ BundleKernel::BundleKernel(Isa isa, const BundleShape& shape) : code_(std::make_
   const bool avx2 = isa != Isa::kAvx512;  // AVX-VNNI has nothing to add where memory is the bound
   code_->name = avx2 ? "avx2" : "avx512_vnni";
   code_->up_code = avx2 ? MakeBundleUpAvx2(shape) : MakeBundleUpAvx512(shape);
-  code_->down_code = avx2 ? MakeBundleDownAvx2(shape) : MakeBundleDownAvx512(shape);
   code_->up = code_->up_code->Finish<BundleUpFn>();
+  if (!shape.has_down) return;
+  code_->down_code = avx2 ? MakeBundleDownAvx2(shape) : MakeBundleDownAvx512(shape);
   code_->down = code_->down_code->Finish<BundleDownFn>();
 }
 BundleKernel::~BundleKernel() = default;

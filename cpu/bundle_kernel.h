@@ -67,6 +67,7 @@ class BundleKernel {
 
   // Also brings the down codes of the same neurons into L1.
   void Up(const BundleUpArgs& args) const;
+  // Of a shape with a down.
   void Down(const BundleDownArgs& args) const;
   std::string_view name() const;  // "avx512_vnni", "avx2", "reference"
 

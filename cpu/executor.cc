@@ -130,7 +130,7 @@ CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Is
       ops(VectorOpsFor(isa)),
       layout(kv_layout),
       weights(file, model, team, isa, load),
-      sparse_ffn(weights, model, isa, load.ffn, max_rows, team.size()),
+      sparse_ffn(weights, model, isa, load, max_rows, team.size()),
       float_linear(ops, team.size()),
       attention(ops, config, layout, max_rows, team.size()),
       max_rows(max_rows),
@@ -399,10 +399,12 @@ void CpuExecutor::Impl::RunSparseLinear(Team::Member& member, const Op& op, cons
     const uint8_t* x = Quantized(0, bundles.shape().n_ff);
     sparse_ffn.RunDown(member, op.layer, x, Rows(Slot::kGate, op.begin), op.accumulate, Rows(op.projections[0].out),
                        then);
+  } else if (const uint8_t* x = Quantized(0, bundles.shape().n_embd); sparse_ffn.predicts(op.layer)) {
+    sparse_ffn.RunPredictedGate(member, op.layer, x, Rows(Slot::kGate), Rows(Slot::kUp), then);
   } else if (sparse_ffn.has_prompt_rows()) {
     RunProjections(member, op, 1, n_rows, [] {});
     const int64_t first = parts[op.projections[1].weight].first_row;
-    sparse_ffn.RunUp(member, bundles, Quantized(0, bundles.shape().n_embd), Rows(Slot::kUp, first), then);
+    sparse_ffn.RunUp(member, bundles, x, Rows(Slot::kUp, first), then);
   } else {
     RunProjections(member, op, 1, n_rows, then);
   }
@@ -499,6 +501,7 @@ void CpuExecutor::SetInputTap(InputTap tap) {
 
 int64_t CpuExecutor::WeightBytes(const Model& model) { return Weights::BytesFor(model); }
 void CpuExecutor::SetNeuronLevels(std::span<const float> levels) { impl_->sparse_ffn.SetLevels(levels); }
+void CpuExecutor::SetPredictorLevels(std::span<const float> levels) { impl_->sparse_ffn.SetPredictorLevels(levels); }
 void CpuExecutor::SetAudit(int64_t every) { impl_->sparse_ffn.SetAudit(every); }
 FfnAudit CpuExecutor::TakeAudit() { return impl_->sparse_ffn.TakeAudit(); }
 NeuronCount CpuExecutor::TakeNeuronCount() { return impl_->sparse_ffn.TakeCount(); }

@@ -66,6 +66,7 @@ class CpuExecutor {
 
   // Between runs, as cpu/sparse_ffn.h says.
   void SetNeuronLevels(std::span<const float> levels);
+  void SetPredictorLevels(std::span<const float> levels);
   void SetAudit(int64_t every);
   FfnAudit TakeAudit();
   NeuronCount TakeNeuronCount();  // what generated rows read of bundles since the last call

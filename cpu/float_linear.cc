@@ -3,34 +3,18 @@
 #include <algorithm>
 
 #ifdef THERMOCLINE_ONEDNN
-#include <omp.h>
-
 #include <map>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <unordered_map>
 #include <vector>
 
 #include "cpu/buffer.h"
+#include "cpu/one_openmp_thread.h"
 #endif
 
 namespace thermocline {
 
 #ifdef THERMOCLINE_ONEDNN
-
-namespace {
-
-// The calling thread starts no OpenMP threads: the team is what shares work out.
-class OneOpenMpThread {
- public:
-  OneOpenMpThread() { omp_set_num_threads(1); }
-  ~OneOpenMpThread() { omp_set_num_threads(before_); }
-  OneOpenMpThread(const OneOpenMpThread&) = delete;
-
- private:
-  const int before_ = omp_get_max_threads();
-};
-
-}  // namespace
 
 // One oneDNN matrix product per K: (kRows, K) x (kColumns, K) -> (kRows, kColumns) in F32, always this shape. It runs
 // serially inside a chunk that a member has claimed; every member has its own memory for it.

@@ -15,12 +15,16 @@ constexpr int64_t kGroupsTogether = kUpBlockK / kBundleNeurons;  // of down, mad
 
 }  // namespace
 
-SparseFfn::SparseFfn(const Weights& weights, const Model& model, Isa isa, FfnMode mode, int max_rows, int n_members)
+SparseFfn::SparseFfn(const Weights& weights, const Model& model, Isa isa, const LoadOptions& load, int max_rows,
+                     int n_members)
     : weights_(weights),
-      skip_(mode != FfnMode::kBundleDense),
+      skip_(load.ffn != FfnMode::kBundleDense),
+      predicted_gate_(isa, max_rows, n_members),
+      predictor_of_layer_(static_cast<size_t>(model.config.n_layer), -1),
       levels_(static_cast<size_t>(model.config.n_layer)),
       counts_(n_members),
       audit_squares_(levels_.size()) {
+  for (MemberCount& member : counts_) count_pointers_.push_back(&member.count);
   audit_.missed.resize(levels_.size());
   int64_t spread = 0, partial = 0;
   for (int layer = 0; layer < model.config.n_layer; ++layer) {
@@ -34,13 +38,26 @@ SparseFfn::SparseFfn(const Weights& weights, const Model& model, Isa isa, FfnMod
                                bundles.DownPanelCount(0) * bundles.DownPanelBytes(kGroupsTogether)});
     spread = SpreadBytes(shape.n_embd);
     partial = std::max(partial, shape.n_slices() * shape.n_outputs());
+    AddPredictor(layer, model, isa, load);
     audit_squares_[layer].resize(static_cast<size_t>((shape.n_embd + kMergeGrain - 1) / kMergeGrain));
   }
+  predicted_gate_.FinishAdding();
   panels_ = Buffer(n_members * scratch_bytes_, "one step");
   spread_ = Buffer(max_rows * spread, "one step");
   partial_ = Buffer(kRowsTogether * partial * static_cast<int64_t>(sizeof(float)), "one step");
   prompt_runs_.reserve(max_rows);
+  generated_runs_.reserve(max_rows);
   generated_.reserve(max_rows);
+}
+
+void SparseFfn::AddPredictor(int layer, const Model& model, Isa isa, const LoadOptions& load) {
+  const Bundles& gates = weights_.gate_rows(layer);
+  if (gates.empty()) return;
+  CHECK(load.predictors != nullptr);
+  linear_.try_emplace(gates.shape().up, isa, gates.shape().up_format());
+  scratch_bytes_ = std::max(scratch_bytes_, kBundleNeurons / kPanelRows * gates.UpPanelBytes(0));
+  predictor_of_layer_[layer] = n_predictors_++;
+  predicted_gate_.Add(gates, load.predictors->at(static_cast<size_t>(layer)), model.config.arch.activation);
 }
 
 const Bundles* SparseFfn::Find(const Op& op) const {
@@ -52,15 +69,16 @@ const Bundles* SparseFfn::Find(const Op& op) const {
 void SparseFfn::BeginStep(std::span<const uint8_t> prompt) {
   if (kernels_.empty()) return;
   prompt_runs_.clear();
+  generated_runs_.clear();
   generated_.clear();
   for (size_t i = 0; i < prompt.size(); ++i) {
     const auto row = static_cast<int64_t>(i);
-    if (!prompt[i])
-      generated_.push_back(row);
-    else if (!prompt_runs_.empty() && prompt_runs_.back().begin + prompt_runs_.back().n == row)
-      ++prompt_runs_.back().n;
+    if (!prompt[i]) generated_.push_back(row);
+    std::vector<RowRun>& runs = prompt[i] ? prompt_runs_ : generated_runs_;
+    if (!runs.empty() && runs.back().begin + runs.back().n == row)
+      ++runs.back().n;
     else
-      prompt_runs_.push_back({row, 1});
+      runs.push_back({row, 1});
   }
   audited_ = -1;
   const auto n = std::ssize(generated_);
@@ -89,6 +107,14 @@ void SparseFfn::SetLevels(std::span<const float> levels) {
   levels_.assign(levels.begin(), levels.end());
 }
 
+void SparseFfn::SetPredictorLevels(std::span<const float> levels) {
+  CHECK(levels.size() == levels_.size());
+  std::vector<float> of_predictors;
+  for (size_t layer = 0; layer < levels.size(); ++layer)
+    if (predictor_of_layer_[layer] >= 0) of_predictors.push_back(levels[layer]);
+  predicted_gate_.SetLevels(of_predictors);
+}
+
 void SparseFfn::SetAudit(int64_t every) {
   audit_every_ = kernels_.empty() ? 0 : every;
   generated_seen_ = 0;
@@ -112,7 +138,7 @@ void SparseFfn::PromptUp(const Bundles& bundles, int member, int64_t group, cons
   uint8_t* panels = panels_.data() + member * scratch_bytes_;
   for (int64_t block = 0; block < shape.up_blocks(); ++block) {
     bundles.UpPanels(group, block, bundles.UpPanelBytes(block), panels);
-    for (const Run& run : prompt_runs_) {
+    for (const RowRun& run : prompt_runs_) {
       const uint8_t* rows = x + run.begin * ActivationRowBytes(shape.n_embd) + ActivationOffset(block * kUpBlockK, 0);
       linear_.at(shape.up).Run(
           {panels, rows, ActivationRowBytes(shape.n_embd), up.Row(run.begin) + group * kBundleNeurons,
@@ -130,7 +156,7 @@ void SparseFfn::PromptDown(const Bundles& bundles, int member, int64_t block, co
   for (int64_t group = 0; group < shape.n_groups(); group += kGroupsTogether) {
     const int64_t n = std::min(kGroupsTogether, shape.n_groups() - group);
     bundles.DownPanels(block, group, n, bundles.DownPanelBytes(n), panels);
-    for (const Run& run : prompt_runs_) {
+    for (const RowRun& run : prompt_runs_) {
       const uint8_t* rows =
           x + run.begin * ActivationRowBytes(shape.n_ff) + ActivationOffset(group * kBundleNeurons, 0);
       linear_.at(shape.down)
@@ -158,7 +184,8 @@ void SparseFfn::GeneratedSlice(int layer, int member, int64_t slice, int64_t fir
 void SparseFfn::AuditSlice(int layer, int64_t slice, SlotRows activation) const {
   constexpr Firing kAll{.level = -1, .skip = false};
   const Bundles& bundles = weights_.bundles(layer);
-  const BundleRow row = Row(bundles, audited_, activation, audit_partial_.as<float>());
+  BundleRow row = Row(bundles, audited_, activation, audit_partial_.as<float>());
+  if (predicts(layer)) row.activation = predicted_gate_.audited_activation();
   NeuronCount not_counted;
   RunSlice(Kernel(bundles.shape()), bundles, slice, {&row, 1}, kAll, not_counted);
 }
@@ -200,6 +227,7 @@ std::vector<std::pair<std::string, std::string>> SparseFfn::Kernels() const {
   std::vector<std::pair<std::string, std::string>> names;
   for (const auto& [types, kernel] : kernels_)
     names.emplace_back(fmt::format("bundles {}, {}", Info(types.first).name, Info(types.second).name), kernel.name());
+  for (const auto& entry : predicted_gate_.Kernels()) names.push_back(entry);
   return names;
 }
 

@@ -12,6 +12,7 @@
 
 #include "cpu/bundle_ffn.h"
 #include "cpu/linear.h"
+#include "cpu/predicted_gate.h"
 #include "cpu/team.h"
 #include "cpu/weights.h"
 
@@ -34,7 +35,7 @@ struct FfnAudit {
 class SparseFfn {
  public:
   // `weights` must outlive it. Without bundles it takes no memory.
-  SparseFfn(const Weights& weights, const Model& model, Isa isa, FfnMode mode, int max_rows, int n_members);
+  SparseFfn(const Weights& weights, const Model& model, Isa isa, const LoadOptions& load, int max_rows, int n_members);
 
   // The bundles that the op computes with: a gated FFN's product, activation or down; else null.
   const Bundles* Find(const Op& op) const;
@@ -42,9 +43,12 @@ class SparseFfn {
   void BeginStep(std::span<const uint8_t> prompt);
   void EndStep();  // after one that was not cancelled
   bool has_prompt_rows() const { return !prompt_runs_.empty(); }
+  bool predicts(int layer) const { return !weights_.gate_rows(layer).empty(); }
 
   // Between steps: of each layer (n_layer), the |activation| above which a neuron fires; 0 at first.
   void SetLevels(std::span<const float> levels);
+  // Between steps: of each layer (n_layer), the score above which its predictor names a neuron.
+  void SetPredictorLevels(std::span<const float> levels);
   // Between steps: every n-th generated row is also computed with all neurons; 0: none. Its result stays as it is.
   void SetAudit(int64_t every);
   FfnAudit TakeAudit();  // of the rows since the last call
@@ -60,6 +64,20 @@ class SparseFfn {
           for (int64_t group = begin; group < end; ++group) PromptUp(bundles, member.index(), group, x, up);
         },
         then);
+  }
+  // gate(all rows), of generated ones for the neurons that are predicted, else 0; up(prompt rows) = U x.
+  template <typename Then>
+  void RunPredictedGate(Team::Member& member, int layer, const uint8_t* x, SlotRows gate, SlotRows up,
+                        const Then& then) {
+    const int64_t n_generated = std::ssize(generated_);
+    if (has_prompt_rows()) {
+      RunUp(member, weights_.gate_rows(layer), x, gate, [] {});
+      if (n_generated == 0) return RunUp(member, weights_.bundles(layer), x, up, then);
+      RunUp(member, weights_.bundles(layer), x, up, [] {});
+    }
+    const int64_t audited = audited_ < 0 ? -1 : generated_[audited_];
+    predicted_gate_.Run(member, predictor_of_layer_[layer],
+                        {generated_runs_, x, spread_.data(), gate.data, gate.stride, audited}, count_pointers_, then);
   }
   // out (+)= down of the prompt rows in x, quantized, and of the generated rows, whose act(gate) stand in `activation`.
   template <typename Then>
@@ -93,10 +111,7 @@ class SparseFfn {
  private:
   static constexpr int64_t kRowsTogether = 16;  // whose partial sums are kept at once
   static constexpr int64_t kUpGrain = 4, kMergeGrain = 512;
-  struct Run {
-    int64_t begin, n;
-  };
-
+  void AddPredictor(int layer, const Model& model, Isa isa, const LoadOptions& load);
   void PromptUp(const Bundles& bundles, int member, int64_t group, const uint8_t* x, SlotRows up) const;
   void PromptDown(const Bundles& bundles, int member, int64_t block, const uint8_t* x, bool accumulate,
                   SlotRows out) const;
@@ -112,6 +127,9 @@ class SparseFfn {
 
   const Weights& weights_;
   const bool skip_;
+  PredictedGate predicted_gate_;
+  std::vector<int> predictor_of_layer_;  // -1: none
+  int n_predictors_ = 0;
   std::vector<float> levels_;                                // by layer
   std::map<std::pair<DType, DType>, BundleKernel> kernels_;  // up, down
   std::map<DType, LinearKernel> linear_;
@@ -123,7 +141,8 @@ class SparseFfn {
     NeuronCount count;
   };
   std::vector<MemberCount> counts_;  // by member
-  std::vector<Run> prompt_runs_;
+  std::vector<NeuronCount*> count_pointers_;
+  std::vector<RowRun> prompt_runs_, generated_runs_;
   std::vector<int64_t> generated_;
 
   int64_t audit_every_ = 0, generated_seen_ = 0;

@@ -16,7 +16,8 @@ constexpr int64_t kTaskBytes = 1 << 20;
 // A file that is not in the page cache is read ahead by so many tasks.
 constexpr size_t kTasksAhead = 32;
 
-// A run of panels, and the rows they are packed from; or one slice of an FFN's bundles, and its rows of up.
+// A run of panels, and the rows they are packed from; or one slice of an FFN's bundles or gate rows, and its rows of up
+// or gate.
 struct Task {
   PackedMatrix* matrix;  // null: a slice
   FileRows source;       // from row 0 on
@@ -25,7 +26,7 @@ struct Task {
   uint64_t read_bytes;
   int64_t bytes;  // packed
   Bundles* bundles = nullptr;
-  const GatedFfn* ffn = nullptr;
+  WeightId rows = -1, down = -1;  // of the bundles; no down: -1
 };
 
 FileMatrix AsFileMatrix(const Weight& weight, int64_t first_row, int64_t first_column) {
@@ -33,25 +34,31 @@ FileMatrix AsFileMatrix(const Weight& weight, int64_t first_row, int64_t first_c
           first_column};
 }
 
+void AddSlices(const Model& model, Bundles& bundles, WeightId rows, WeightId down, std::vector<Task>& tasks) {
+  const BundleShape& shape = bundles.shape();
+  const Weight& weight = model.weights[rows];
+  const int64_t row_bytes = weight.row_bytes();
+  for (int64_t slice = 0; slice < shape.n_slices(); ++slice) {
+    const int64_t first = slice * kSliceNeurons, n = std::min<int64_t>(kSliceNeurons, shape.n_ff - first);
+    tasks.push_back({nullptr,
+                     {},
+                     slice,
+                     slice + 1,
+                     weight.data() + first * row_bytes,
+                     static_cast<uint64_t>(n * row_bytes),
+                     n / kBundleNeurons * shape.group_bytes(),
+                     &bundles,
+                     rows,
+                     down});
+  }
+}
+
 std::vector<Task> MakeTasks(const Model& model, std::vector<PackedMatrix>& matrices, std::span<const GatedFfn> ffns,
-                            std::vector<Bundles>& bundles) {
+                            std::vector<Bundles>& bundles, std::vector<Bundles>& gate_rows) {
   std::vector<Task> tasks;
   for (const GatedFfn& ffn : ffns) {
-    const BundleShape& shape = bundles[ffn.layer].shape();
-    const Weight& up = model.weights[ffn.up];
-    const int64_t row_bytes = up.row_bytes();
-    for (int64_t slice = 0; slice < shape.n_slices(); ++slice) {
-      const int64_t first = slice * kSliceNeurons, n = std::min<int64_t>(kSliceNeurons, shape.n_ff - first);
-      tasks.push_back({nullptr,
-                       {},
-                       slice,
-                       slice + 1,
-                       up.data() + first * row_bytes,
-                       static_cast<uint64_t>(n * row_bytes),
-                       n / kBundleNeurons * shape.group_bytes(),
-                       &bundles[ffn.layer],
-                       &ffn});
-    }
+    AddSlices(model, bundles[ffn.layer], ffn.up, ffn.down, tasks);
+    if (!gate_rows[ffn.layer].empty()) AddSlices(model, gate_rows[ffn.layer], ffn.gate, -1, tasks);
   }
   for (size_t id = 0; id < matrices.size(); ++id) {
     PackedMatrix& matrix = matrices[id];
@@ -74,12 +81,14 @@ std::vector<Task> MakeTasks(const Model& model, std::vector<PackedMatrix>& matri
 }
 
 void PackSlice(const Model& model, const Task& task, Isa isa) {
-  const Weight &up = model.weights[task.ffn->up], &down = model.weights[task.ffn->down];
-  task.bundles->PackSlice(AsFileMatrix(up, up.first_row, 0), AsFileMatrix(down, 0, up.first_row), task.begin, isa);
+  const Weight& rows = model.weights[task.rows];
+  const FileMatrix down = task.down < 0 ? FileMatrix{} : AsFileMatrix(model.weights[task.down], 0, rows.first_row);
+  task.bundles->PackSlice(AsFileMatrix(rows, rows.first_row, 0), down, task.begin, isa);
 }
 
-PackedIdentity Identity(const GgufFile& file, const Model& model, std::span<const GatedFfn> ffns) {
+PackedIdentity Identity(const GgufFile& file, const Model& model, std::span<const GatedFfn> ffns, FfnMode mode) {
   std::vector<uint64_t> words = {kPackedLayoutVersion, file.Fingerprint(), kBundleLayoutVersion, ffns.size()};
+  if (mode == FfnMode::kPredicted) words.push_back(static_cast<uint64_t>(mode));
   for (const Weight& weight : model.weights) {
     if (!weight.matrix) continue;
     words.push_back(static_cast<uint64_t>(weight.tensor->type));
@@ -101,7 +110,8 @@ Weights::Weights(const GgufFile& file, const Model& model, Team& team, Isa isa, 
     : matrices_(model.weights.size()),
       vectors_(model.weights.size()),
       in_bundles_(model.weights.size()),
-      bundles_(model.config.n_layer) {
+      bundles_(model.config.n_layer),
+      gate_rows_(model.config.n_layer) {
   for (size_t id = 0; id < model.weights.size(); ++id) {
     const Weight& weight = model.weights[id];
     if (weight.matrix) continue;
@@ -128,12 +138,23 @@ void Weights::ChooseBundles(const Model& model, FfnMode mode) {
     const BundleShape shape{BundleShape::UpType(up.tensor->type), BundleShape::DownType(down.tensor->type), up.k, up.n};
     bundles_[ffn.layer] = Bundles(shape, nullptr);
     in_bundles_[ffn.up] = in_bundles_[ffn.down] = true;
+    if (mode != FfnMode::kPredicted) continue;
+    const Weight& gate = model.weights[ffn.gate];
+    gate_rows_[ffn.layer] = Bundles(BundleShape::Rows(BundleShape::UpType(gate.tensor->type), gate.k, gate.n), nullptr);
+    in_bundles_[ffn.gate] = true;
   }
 }
 
-int64_t Weights::MatrixBytes(const Model& model) const {
+int64_t Weights::BundleBytes() const {
   int64_t bytes = 0;
-  for (const GatedFfn& ffn : bundled_) bytes += bundles_[ffn.layer].shape().bytes();
+  for (const GatedFfn& ffn : bundled_)
+    for (const BundleShape& shape : {bundles_[ffn.layer].shape(), gate_rows_[ffn.layer].shape()})
+      if (shape.n_ff > 0) bytes += shape.bytes();
+  return bytes;
+}
+
+int64_t Weights::MatrixBytes(const Model& model) const {
+  int64_t bytes = BundleBytes();
   for (size_t id = 0; id < model.weights.size(); ++id) {
     const Weight& weight = model.weights[id];
     if (weight.matrix && !in_bundles_[id]) bytes += PackedMatrix::BytesFor(weight.tensor->type, weight.n, weight.k);
@@ -144,9 +165,11 @@ int64_t Weights::MatrixBytes(const Model& model) const {
 // Where each matrix stands.
 void Weights::Place(const Model& model, uint8_t* at) {
   for (const GatedFfn& ffn : bundled_) {
-    const BundleShape shape = bundles_[ffn.layer].shape();
-    bundles_[ffn.layer] = Bundles(shape, at);
-    at += shape.bytes();
+    for (Bundles* bundles : {&bundles_[ffn.layer], &gate_rows_[ffn.layer]}) {
+      if (bundles->shape().n_ff == 0) continue;
+      *bundles = Bundles(bundles->shape(), at);
+      at += bundles->shape().bytes();
+    }
   }
   for (size_t id = 0; id < model.weights.size(); ++id) {
     const Weight& weight = model.weights[id];
@@ -162,7 +185,8 @@ bool Weights::Map(const GgufFile& file, const Model& model, Team& team, int64_t 
   const auto progress = [&](int64_t done) {
     if (options.on_load) options.on_load(done, bytes);
   };
-  mapped_ = PackedFile::Open(options.packed_file, Identity(file, model, bundled_), bytes, team, progress, reason);
+  mapped_ = PackedFile::Open(options.packed_file, Identity(file, model, bundled_, options.ffn), bytes, team, progress,
+                             reason);
   if (!reason.empty() && options.on_warning)
     options.on_warning(fmt::format("{}: not used, and made anew: {}", options.packed_file.string(), reason));
   if (!mapped_) return false;
@@ -176,7 +200,7 @@ void Weights::Keep(const GgufFile& file, const Model& model, Team& team, const L
     if (options.on_load) options.on_load(memory_.bytes() + done, 2 * memory_.bytes());
   };
   try {
-    PackedFile::Write(options.packed_file, Identity(file, model, bundled_),
+    PackedFile::Write(options.packed_file, Identity(file, model, bundled_, options.ffn),
                       {memory_.data(), static_cast<size_t>(memory_.bytes())}, team, progress);
   } catch (const Error& error) {
     if (options.on_warning) options.on_warning(fmt::format("the packed weights cannot be kept: {}", error.what()));
@@ -190,7 +214,7 @@ void Weights::CheckIntact() const {
 }
 
 void Weights::Pack(const GgufFile& file, const Model& model, Team& team, Isa isa, const LoadOptions& options) {
-  const std::vector<Task> tasks = MakeTasks(model, matrices_, bundled_, bundles_);
+  const std::vector<Task> tasks = MakeTasks(model, matrices_, bundled_, bundles_, gate_rows_);
   const int64_t total = memory_.bytes() * (options.packed_file.empty() ? 1 : 2);  // Keep is the second half
   std::atomic<int64_t> done = 0;
   team.Run([&](Team::Member& member) {
@@ -212,9 +236,8 @@ void Weights::Pack(const GgufFile& file, const Model& model, Team& team, Isa isa
 }
 
 int64_t Weights::bytes() const {
-  int64_t bytes = 0;
+  int64_t bytes = BundleBytes();
   for (const PackedMatrix& matrix : matrices_) bytes += matrix.bytes();
-  for (const GatedFfn& ffn : bundled_) bytes += bundles_[ffn.layer].shape().bytes();
   for (const std::vector<float>& vector : vectors_) bytes += static_cast<int64_t>(vector.size()) * 4;
   return bytes;
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/bundle_ffn.h"
+#include "cpu/neuron_predictor.h"
 #include "cpu/packed.h"
 #include "cpu/team.h"
 #include "models/gguf.h"
@@ -25,8 +26,10 @@ struct LoadOptions {
   std::filesystem::path packed_file{};
   // Called with what went wrong with that file, which is never an error; may be empty.
   std::function<void(const std::string& warning)> on_warning{};
-  // But for kDense, the up and down weights of FindSparseFfns stand in bundles.
+  // But for kDense, the up and down weights of FindSparseFfns stand in bundles; for kPredicted, gates in rows alone.
   FfnMode ffn = FfnMode::kDense;
+  // By layer, for kPredicted; looked at while the engine is made, and fit for the model.
+  const std::vector<NeuronPredictor>* predictors = nullptr;
 };
 
 class Weights {
@@ -40,7 +43,8 @@ class Weights {
   const PackedMatrix& matrix(WeightId id) const { return matrices_[id]; }
   const float* vector(WeightId id) const { return vectors_[id].data(); }  // null where it is a matrix
   const std::vector<PackedMatrix>& matrices() const { return matrices_; }
-  const Bundles& bundles(int layer) const { return bundles_[layer]; }  // empty where a layer has none
+  const Bundles& bundles(int layer) const { return bundles_[layer]; }      // empty where a layer has none
+  const Bundles& gate_rows(int layer) const { return gate_rows_[layer]; }  // likewise
   int64_t bytes() const;
   // Throws Error if the packed file was cut short under the map: its weights may have read as zeros since.
   void CheckIntact() const;
@@ -49,6 +53,7 @@ class Weights {
 
  private:
   void ChooseBundles(const Model& model, FfnMode mode);
+  int64_t BundleBytes() const;
   int64_t MatrixBytes(const Model& model) const;
   void Place(const Model& model, uint8_t* at);
   bool Map(const GgufFile& file, const Model& model, Team& team, int64_t bytes, const LoadOptions& options);
@@ -60,8 +65,8 @@ class Weights {
   std::vector<PackedMatrix> matrices_;
   std::vector<std::vector<float>> vectors_;
   std::vector<GatedFfn> bundled_;
-  std::vector<bool> in_bundles_;  // by WeightId
-  std::vector<Bundles> bundles_;  // by layer
+  std::vector<bool> in_bundles_;              // by WeightId
+  std::vector<Bundles> bundles_, gate_rows_;  // by layer
 };
 
 }  // namespace thermocline

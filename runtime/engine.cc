@@ -99,17 +99,21 @@ Engine::Impl::Impl(const GgufFile& file, const Model& model, const EngineOptions
   if (options.device.device) identity = file.Identity();
   Load(file, model);
   this->options.load.on_load = {};  // whoever watches has gone when the weights are loaded once more
+  this->options.load.predictors = nullptr;
 }
 
 void Engine::Impl::Load(const GgufFile& file, const Model& model) {
   const Isa isa = ChooseIsa();
-  hybrid = Hybrid::Load(file, model, team, isa, options.device, options.kv_types,
+  const bool alone = options.load.ffn == FfnMode::kPredicted;
+  if (alone && options.device.device && options.device.on_note)
+    options.device.on_note("predicted neurons are the CPU's, which computes everything");
+  hybrid = Hybrid::Load(file, model, team, isa, alone ? DeviceOptions{} : options.device, options.kv_types,
                         {n_ctx, options.max_sequences, kMaxBatchRows}, options.load);
   if (!hybrid && (options.device.device || lost)) {  // what was counted on the device's memory must fit without it
-    EngineOptions alone = options;
-    alone.device = {};
-    alone.n_ctx = n_ctx;
-    ChooseContext(model, alone);
+    EngineOptions without = options;
+    without.device = {};
+    without.n_ctx = n_ctx;
+    ChooseContext(model, without);
   }
   // A half is not kept: the device's memory of the moment decides where the model is cut.
   if (hybrid) options.load.packed_file.clear();
@@ -311,6 +315,7 @@ void Engine::SetNeuronLevels(std::span<const float> levels) {
   impl_->levels.assign(levels.begin(), levels.end());
   if (impl_->executor) impl_->executor->SetNeuronLevels(levels);
 }
+void Engine::SetPredictorLevels(std::span<const float> levels) { impl_->executor->SetPredictorLevels(levels); }
 void Engine::SetAudit(int64_t every) {
   impl_->audit_every = every;
   if (impl_->executor) impl_->executor->SetAudit(every);

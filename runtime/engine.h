@@ -64,8 +64,8 @@ class SequencesLost : public Error {
 class Engine {
  public:
   // Packs the weights of `model` (which refers into `file`); afterwards neither is referred to. A device that fails
-  // gets a smaller part, or none. Throws Error when memory does not suffice, THERMOCLINE_ISA asks for what this CPU
-  // lacks, or the file was damaged under the map.
+  // gets a smaller part, or none; FfnMode::kPredicted is the CPU's alone. Throws Error when memory does not suffice,
+  // THERMOCLINE_ISA asks for what this CPU lacks, or the file was damaged under the map.
   Engine(const GgufFile& file, const Model& model, const EngineOptions& options);
   ~Engine();
   Engine(const Engine&) = delete;
@@ -104,6 +104,9 @@ class Engine {
   // Between steps. Of each layer, the |act(gate)| above which a generated row adds a neuron, where FFNs stand in
   // bundles (LoadOptions::ffn); 0 at first, which leaves out nothing but zeros.
   void SetNeuronLevels(std::span<const float> levels);
+  // Between steps. Of each layer, the score above which its predictor names a neuron, where FfnMode::kPredicted was
+  // loaded; the predictors' own at first.
+  void SetPredictorLevels(std::span<const float> levels);
   // Every n-th generated row is also computed with all neurons, for TakeAudit; 0: none. Logits stay as they are.
   void SetAudit(int64_t every);
   FfnAudit TakeAudit();  // of the rows since the last call

@@ -74,6 +74,7 @@ void BundleUpJit::Generate() {
 }
 
 void BundleUpJit::PrefetchDown() {
+  if (!shape().has_down) return;
   const int down = kUpBlockK / kDownOutputs * static_cast<int>(shape().down_block_bytes());
   for (int at = 0; at < down; at += 64) prefetcht0(ptr[down_ + at]);
   add(down_, down);
