@@ -38,6 +38,7 @@ inline constexpr size_t kMaxTextBytes = size_t{1} << 28;  // of one Encode, whic
 inline constexpr size_t kMaxHeatBytes = size_t{1} << 31;  // all neurons of the largest model, and predictors
 inline constexpr int64_t kMaxHeatTokens = (1 << 24) - 1;
 inline constexpr int64_t kMaxHeatTargets = 64;
+inline constexpr int64_t kMaxPredictorRank = 1 << 16;
 
 // The command line and what it reads.
 inline constexpr size_t kMaxPlanBytes = size_t{1} << 20;  // JSON of `plan`: under 100 bytes a layer

@@ -1,113 +1,19 @@
 #include "predictor/heat.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 
-#include "models/check.h"
-#include "models/error.h"
-#include "models/gguf_writer.h"
-#include "models/hash.h"
 #include "models/limits.h"
 #include "models/mapped_file.h"
-#include "models/quoted.h"
+#include "predictor/heat_container.h"
 
 namespace thermocline {
 namespace {
 
 constexpr uint32_t kVersion = 1;
-constexpr char kArchitecture[] = "heat", kChecksumKey[] = "heat.checksum", kChosenKey[] = "heat.threshold";
-// Where the checksum stands, 16 hexadecimal digits: behind "GGUF", the version, both counts, its key's length and
-// letters, its type and its own length.
-constexpr size_t kChecksumAt = 4 + 4 + 8 + 8 + 8 + (sizeof kChecksumKey - 1) + 4 + 8, kChecksumDigits = 16;
-
-std::string Hex(uint64_t value) { return fmt::format("{:016x}", value); }
-
-// Of the file with zeros for the checksum itself.
-std::string Checksum(std::span<const uint8_t> bytes) {
-  Hash hash;
-  hash.Add(bytes.first(kChecksumAt));
-  hash.Add(bytes.subspan(kChecksumAt + kChecksumDigits));
-  return Hex(hash.value());
-}
-
-std::string LayerKey(size_t layer, const char* name) { return fmt::format("blk.{}.{}", layer, name); }
-
-// Collects the tensors of a file, so that header and data have one order.
-class Writer {
- public:
-  GgufHeader header;
-
-  template <typename T>
-  void Add(const std::string& name, std::span<const T> values, std::vector<int64_t> ne) {
-    CHECK(std::accumulate(ne.begin(), ne.end(), int64_t{1}, std::multiplies<>()) == std::ssize(values));
-    header.AddTensor(name, DType::kF32, ne);
-    std::vector<float>& floats = data_.emplace_back();
-    for (const T value : values) floats.push_back(static_cast<float>(value));
-  }
-  template <typename T>
-  void Add(const std::string& name, const std::vector<T>& values) {
-    Add(name, std::span<const T>(values), {std::ssize(values)});
-  }
-
-  std::vector<uint8_t> Finish() const {
-    const GgufLayout layout = header.LayOut(32);
-    std::vector<uint8_t> bytes(layout.file_bytes);
-    std::copy(layout.header.begin(), layout.header.end(), bytes.begin());
-    for (size_t i = 0; i < data_.size(); ++i)
-      std::memcpy(bytes.data() + layout.offsets[i], data_[i].data(), data_[i].size() * sizeof(float));
-    const std::string checksum = Checksum(bytes);
-    std::copy(checksum.begin(), checksum.end(), bytes.begin() + kChecksumAt);
-    return bytes;
-  }
-
- private:
-  std::vector<std::vector<float>> data_;
-};
-
-class Reader {
- public:
-  explicit Reader(const GgufFile& file) : file_(file) {}
-
-  template <typename T>
-  void Read(const std::string& name, int64_t n, double min, double max, std::vector<T>& out, int64_t rows = 1) const {
-    const Tensor* tensor = file_.FindTensor(name);
-    if (!tensor) throw Error("{}: the tensor {} is missing; profile the model anew", file_.path(), Quoted(name));
-    const int64_t ne[] = {n, rows, 1, 1};
-    if (tensor->type != DType::kF32 || !std::equal(ne, ne + 4, tensor->ne))
-      throw Error("{}: not ({}, {}) numbers in F32, as this model needs; profile it anew", file_.Where(*tensor), rows,
-                  n);
-    out.resize(static_cast<size_t>(n * rows));
-    for (size_t i = 0; i < out.size(); ++i) {
-      float value;
-      std::memcpy(&value, tensor->data + i * sizeof value, sizeof value);
-      if (!(value >= min && value <= max))
-        throw Error("{}: number {} is {}, not within {} and {}; profile the model anew", file_.Where(*tensor), i, value,
-                    min, max);
-      out[i] = value;
-    }
-  }
-
-  uint64_t ReadHex(std::string_view key) const {
-    const std::string text(file_.GetString(key));
-    size_t end = 0;
-    const bool hex = text.size() == 16 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
-    if (!hex) throw Error("{}: not 16 hexadecimal digits; profile the model anew", file_.Where(key));
-    return std::stoull(text, &end, 16);
-  }
-
-  int64_t Length(const std::string& name) const {
-    const Tensor* tensor = file_.FindTensor(name);
-    return tensor ? tensor->ne[0] : 0;
-  }
-
- private:
-  const GgufFile& file_;
-};
+constexpr char kArchitecture[] = "heat", kChosenKey[] = "heat.threshold";
 
 void CheckAscending(const GgufFile& file, const char* what, std::span<const float> values) {
   if (std::adjacent_find(values.begin(), values.end(), std::greater_equal<>()) != values.end())
@@ -116,7 +22,7 @@ void CheckAscending(const GgufFile& file, const char* what, std::span<const floa
 
 void ReadThresholds(const GgufFile& file, int n_layer, Heat& heat) {
   constexpr double kAnyRise = 1e6, kAnyLoss = 1e30;
-  const Reader reader(file);
+  const HeatReader reader(file);
   if (reader.Length("threshold.sensitivity") > 0)
     reader.Read("threshold.sensitivity", n_layer, -1, kAnyLoss, heat.sensitivity);
   const int64_t n = reader.Length("threshold.sparsity");
@@ -195,14 +101,14 @@ double Heat::SquaresBelow(int layer, double sparsity) const {
 }
 
 std::vector<uint8_t> SerializeHeat(const Heat& heat) {
-  Writer writer;
-  writer.header.AddText(kChecksumKey, std::string(kChecksumDigits, '0'));
+  HeatWriter writer;
+  writer.header.AddText(kHeatChecksumKey, std::string(kHeatChecksumDigits, '0'));
   writer.header.AddText("general.architecture", kArchitecture);
   writer.header.AddText("general.name", heat.model);
   writer.header.AddU32("heat.version", kVersion);
-  writer.header.AddText("heat.model", Hex(heat.identity));
-  writer.header.AddText("heat.text", Hex(heat.text_hash));
-  writer.header.AddText("heat.calibration", Hex(heat.calibration_hash));
+  writer.header.AddText("heat.model", HeatHex(heat.identity));
+  writer.header.AddText("heat.text", HeatHex(heat.text_hash));
+  writer.header.AddText("heat.calibration", HeatHex(heat.calibration_hash));
   writer.header.AddText("heat.activation", Name(heat.activation));
   writer.header.AddU32("heat.tokens", static_cast<uint32_t>(heat.n_tokens));
   writer.header.AddU32("heat.tokens_counted", static_cast<uint32_t>(heat.n_counted));
@@ -210,10 +116,10 @@ std::vector<uint8_t> SerializeHeat(const Heat& heat) {
   const auto n_targets = std::ssize(heat.targets);
   for (size_t i = 0; i < heat.layers.size(); ++i) {
     const LayerHeat& layer = heat.layers[i];
-    writer.Add(LayerKey(i, "levels"), layer.levels);
-    writer.Add<double>(LayerKey(i, "fired"), layer.fired, {heat.n_ff, n_targets});
-    writer.Add(LayerKey(i, "sum_abs"), layer.sum_abs);
-    writer.Add(LayerKey(i, "histogram"), layer.histogram);
+    writer.Add(HeatLayerKey(i, "levels"), layer.levels);
+    writer.Add<double>(HeatLayerKey(i, "fired"), layer.fired, {heat.n_ff, n_targets});
+    writer.Add(HeatLayerKey(i, "sum_abs"), layer.sum_abs);
+    writer.Add(HeatLayerKey(i, "histogram"), layer.histogram);
   }
   if (!heat.sensitivity.empty()) writer.Add("threshold.sensitivity", heat.sensitivity);
   if (!heat.thresholds.empty()) {
@@ -231,6 +137,7 @@ std::vector<uint8_t> SerializeHeat(const Heat& heat) {
     writer.Add<float>("threshold.levels", levels, {n_layer, n});
     writer.Add<float>("threshold.missed", missed, {n_layer, n});
   }
+  WritePredictors(heat.predictors, heat.n_ff, writer);
   return writer.Finish();
 }
 
@@ -243,10 +150,10 @@ Heat ReadHeat(const std::filesystem::path& path, const GgufFile& model, const Mo
     bytes.assign(map.data(), map.data() + map.size());
     if (map.damaged()) throw Error("{}: it cannot be read to its end; profile the model anew", path.string());
   }
-  const bool whole = bytes.size() > kChecksumAt + kChecksumDigits;
-  const std::string_view digits(reinterpret_cast<const char*>(bytes.data()) + (whole ? kChecksumAt : 0),
-                                whole ? kChecksumDigits : 0);
-  if (!whole || Checksum(bytes) != digits)
+  const bool whole = bytes.size() > kHeatChecksumAt + kHeatChecksumDigits;
+  const std::string_view digits(reinterpret_cast<const char*>(bytes.data()) + (whole ? kHeatChecksumAt : 0),
+                                whole ? kHeatChecksumDigits : 0);
+  if (!whole || HeatChecksum(bytes) != digits)
     throw Error(
         "{}: not a .heat file, or a damaged one: its checksum does not hold. Profile the model anew: "
         "thermocline profile MODEL --text FILE",
@@ -257,7 +164,7 @@ Heat ReadHeat(const std::filesystem::path& path, const GgufFile& model, const Mo
   if (file.GetInt("heat.version", 0, UINT32_MAX) != kVersion)
     throw Error("{}: another version than {}, the one this program reads; profile the model anew",
                 file.Where("heat.version"), kVersion);
-  const Reader reader(file);
+  const HeatReader reader(file);
   Heat heat;
   heat.identity = reader.ReadHex("heat.model");
   heat.model = file.GetString("general.name");
@@ -281,12 +188,13 @@ Heat ReadHeat(const std::filesystem::path& path, const GgufFile& model, const Mo
   constexpr double kAnySum = 1e30;
   for (int i = 0; i < config.n_layer; ++i) {
     LayerHeat& layer = heat.layers.emplace_back();
-    reader.Read(LayerKey(i, "levels"), n_targets, 0, HUGE_VALF, layer.levels);
-    reader.Read(LayerKey(i, "fired"), config.n_ff, 0, static_cast<double>(heat.n_counted), layer.fired, n_targets);
-    reader.Read(LayerKey(i, "sum_abs"), config.n_ff, 0, kAnySum, layer.sum_abs);
-    reader.Read(LayerKey(i, "histogram"), kHeatBins, 0, kAnySum, layer.histogram);
+    reader.Read(HeatLayerKey(i, "levels"), n_targets, 0, HUGE_VALF, layer.levels);
+    reader.Read(HeatLayerKey(i, "fired"), config.n_ff, 0, static_cast<double>(heat.n_counted), layer.fired, n_targets);
+    reader.Read(HeatLayerKey(i, "sum_abs"), config.n_ff, 0, kAnySum, layer.sum_abs);
+    reader.Read(HeatLayerKey(i, "histogram"), kHeatBins, 0, kAnySum, layer.histogram);
   }
   ReadThresholds(file, config.n_layer, heat);
+  heat.predictors = ReadPredictors(file, config);
   return heat;
 }
 

@@ -1,7 +1,7 @@
 // What a text has told about the neurons of a model, kept in a .heat file beside it.
 //
 // The file is a GGUF container: metadata heat.*, of which the first is a checksum of the whole file, then tensors in
-// F32, blk.N.* for each layer. Counts are whole numbers below 2^24.
+// F32, predictors in Q8_0, blk.N.* for each layer. Counts are whole numbers below 2^24.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,7 @@
 
 #include "models/gguf.h"
 #include "models/model.h"
+#include "predictor/heat_predictors.h"
 
 namespace thermocline {
 
@@ -49,6 +50,7 @@ struct Heat {
   std::vector<float> sensitivity;          // (layers) predictor/threshold.h; less than 0: not measured; or empty
   std::vector<ThresholdPoint> thresholds;  // ascending in sparsity; empty: not calibrated
   int chosen_threshold = -1;               // of them, the one within the rise that was asked for; -1: none was
+  HeatPredictors predictors;
 
   // The share of tokens for which each neuron fires (n_ff).
   std::vector<float> Frequency(int layer, int target) const;

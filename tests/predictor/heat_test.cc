@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "models/error.h"
+#include "models/quantize.h"
 #include "tests/models/tiny_model.h"
 
 namespace thermocline {
@@ -54,7 +55,27 @@ struct Subject {
     heat.sensitivity = {0.5f, -1};
     heat.thresholds = {{0.1f, -0.001f, {0.01f, 0.02f}, {0.001f, 0.002f}}, {0.5f, 0.3f, {0.1f, 0.2f}, {0.03f, 0.04f}}};
     heat.chosen_threshold = 0;
+    HeatPredictors& predictors = heat.predictors;
+    predictors.training_hash = 43;
+    for (int i = 0; i < model.config.n_layer; ++i) {
+      const int64_t rank = 32 * (i + 1);
+      NeuronPredictor& layer = predictors.layers.emplace_back();
+      layer = {rank, Blocks(rank * model.config.n_embd), Blocks(heat.n_ff * rank), {}, -0.5f * static_cast<float>(i)};
+      for (int64_t j = 0; j < heat.n_ff; ++j) layer.bias.push_back(0.25f * static_cast<float>(j));
+    }
+    predictors.firing_levels = {0.1f, 0.2f};
+    predictors.recall = {0.95f, 0.96f};
+    predictors.computed = {0.3f, 0.4f};
+    predictors.missed = {0.01f, 0.02f};
+    predictors.rise = 0.005f;
     return heat;
+  }
+  static std::vector<uint8_t> Blocks(int64_t n) {
+    std::vector<float> values(static_cast<size_t>(n));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 29) - 14;
+    std::vector<uint8_t> blocks(values.size() / 32 * 34);
+    Quantize(DType::kQ8_0, values.data(), nullptr, n, blocks.data());
+    return blocks;
   }
   Heat Read(std::span<const uint8_t> bytes) const {
     const TempFile at(bytes);
@@ -98,7 +119,30 @@ TEST_CASE("heat: what is written is what is read") {
   double fired = 0;
   for (int64_t i = 0; i < read.n_ff; ++i) fired += heat.layers[1].fired[i];
   CHECK(read.ActiveShare(1, 0) == doctest::Approx(fired / 900 / static_cast<double>(read.n_ff)));
+  REQUIRE(read.predictors.complete());
+  CHECK(read.predictors.training_hash == 43);
+  for (size_t i = 0; i < heat.layers.size(); ++i) {
+    const NeuronPredictor &a = read.predictors.layers[i], &b = heat.predictors.layers[i];
+    CHECK(a.rank == b.rank);
+    CHECK(a.in == b.in);
+    CHECK(a.out == b.out);
+    CHECK(a.bias == b.bias);
+    CHECK(a.level == b.level);
+  }
+  CHECK(read.predictors.firing_levels == heat.predictors.firing_levels);
+  CHECK(read.predictors.recall == heat.predictors.recall);
+  CHECK(read.predictors.computed == heat.predictors.computed);
+  CHECK(read.predictors.missed == heat.predictors.missed);
+  CHECK(read.predictors.rise == 0.005f);
+  Heat some = heat;  // in training
+  some.predictors.layers[1] = {};
+  some.predictors.missed.clear();
+  const Heat read_some = subject.Read(SerializeHeat(some));
+  CHECK(!read_some.predictors.complete());
+  CHECK(read_some.predictors.layers[0].rank == 32);
+  CHECK(read_some.predictors.layers[1].rank == 0);
   Heat bare = heat;
+  bare.predictors = {};
   bare.thresholds.clear();
   bare.sensitivity.clear();
   CHECK(subject.Read(SerializeHeat(bare)).thresholds.empty());
@@ -143,6 +187,7 @@ TEST_CASE("heat: a file that is whole but wrong is refused, and says what is wro
         heat.layers.pop_back();
         heat.thresholds.clear();
         heat.sensitivity.clear();
+        heat.predictors = {};
       }),
       "'blk.1.levels' is missing");
   has(complaint([](Heat& heat) { heat.targets = {0.5f, 0.25f}; }), "do not ascend");
@@ -153,6 +198,17 @@ TEST_CASE("heat: a file that is whole but wrong is refused, and says what is wro
   has(complaint([&](Heat& heat) { heat.thresholds[0].missed[0] = nan; }), "threshold.missed");
   has(complaint([&](Heat& heat) { heat.sensitivity[0] = nan; }), "threshold.sensitivity");
   has(complaint([](Heat& heat) { heat.chosen_threshold = 2; }), "heat.threshold");
+  has(complaint([&](Heat& heat) { heat.predictors.layers[1].level = nan; }), "predictor.levels");
+  has(complaint([&](Heat& heat) { heat.predictors.layers[1].bias[3] = nan; }), "blk.1.predictor_bias");
+  has(complaint([](Heat& heat) { heat.predictors.layers[1].in[1] = 0x7e; }), "blk.1.predictor_in");     // NaN
+  has(complaint([](Heat& heat) { heat.predictors.layers[0].out[35] = 0x7c; }), "blk.0.predictor_out");  // infinity
+  has(complaint([](Heat& heat) { heat.predictors.layers[0].in.resize(heat.predictors.layers[0].in.size() / 2); }),
+      "blk.0.predictor_in");
+  has(complaint([](Heat& heat) { heat.predictors.layers[1] = {}; }), "the predictor of layer 1 is missing");
+  has(complaint([&](Heat& heat) { heat.predictors.firing_levels[0] = nan; }), "predictor.firing_levels");
+  has(complaint([&](Heat& heat) { heat.predictors.missed[1] = nan; }), "predictor.missed");
+  has(complaint([](Heat& heat) { heat.predictors.recall[1] = 1.5f; }), "predictor.recall");
+  has(complaint([&](Heat& heat) { heat.predictors.rise = nan; }), "predictor.rise");
 }
 
 TEST_CASE("heat: bins cover all magnitudes in order") {
