@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "runtime/svg.h"
 
@@ -124,20 +125,36 @@ std::string PowerLaw(const std::vector<LayerView>& views) {
   return plot.Picture();
 }
 
-std::string ActiveByLayer(const std::vector<LayerView>& views) {
-  const double n = static_cast<double>(views.size());
+// A bar for each layer: its share, and what is said where a pointer stays on it.
+std::string LayerBars(const char* y_title, const std::vector<std::pair<double, std::string>>& bars) {
+  const double n = static_cast<double>(bars.size());
   Plot plot{.x_end = n, .y_end = 100};
-  plot.Axes(std::ceil(n / 12), "{:.0f}", "layer", "{:.0f} %", "neurons that fire for a token");
+  plot.Axes(std::ceil(n / 12), "{:.0f}", "layer", "{:.0f} %", y_title);
   const double width = plot.X(1) - plot.X(0);
-  for (size_t i = 0; i < views.size(); ++i) {
-    const double top = plot.Y(100 * views[i].active);
+  for (size_t i = 0; i < bars.size(); ++i) {
+    const double top = plot.Y(100 * bars[i].first);
     plot.svg += fmt::format(
         "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" fill=\"{}\"><title>layer {}: {:.1f} %, "
-        "{:.0f} % of its neurons make 80 % of that</title></rect>\n",
-        plot.X(static_cast<double>(i)) + 0.1 * width, top, 0.8 * width, plot.Y(0) - top, LayerColour(i, views.size()),
-        i, 100 * views[i].active, 100 * views[i].hottest);
+        "{}</title></rect>\n",
+        plot.X(static_cast<double>(i)) + 0.1 * width, top, 0.8 * width, plot.Y(0) - top, LayerColour(i, bars.size()), i,
+        100 * bars[i].first, bars[i].second);
   }
   return plot.Picture();
+}
+
+std::string ActiveByLayer(const std::vector<LayerView>& views) {
+  std::vector<std::pair<double, std::string>> bars;
+  for (const LayerView& view : views)
+    bars.emplace_back(view.active, fmt::format("{:.0f} % of its neurons make 80 % of that", 100 * view.hottest));
+  return LayerBars("neurons that fire for a token", bars);
+}
+
+std::string RecallByLayer(const HeatPredictors& predictors) {
+  std::vector<std::pair<double, std::string>> bars;
+  for (size_t i = 0; i < predictors.layers.size(); ++i)
+    bars.emplace_back(predictors.recall[i], fmt::format("rank {}, {:.1f} % of the neurons are named",
+                                                        predictors.layers[i].rank, 100 * predictors.computed[i]));
+  return LayerBars("recall", bars);
 }
 
 std::string ThresholdCurve(const Heat& heat) {
@@ -171,6 +188,16 @@ std::string DescribeHeat(const Heat& heat) {
   for (const ThresholdPoint& point : heat.thresholds)
     text +=
         fmt::format("without {:2.0f} %               {:+5.2f} % perplexity\n", 100 * point.sparsity, 100 * point.rise);
+  const HeatPredictors& predictors = heat.predictors;
+  if (!predictors.complete()) return text;
+  const auto mean = [](const std::vector<float>& values) {
+    return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+  };
+  text += fmt::format(
+      "predictors of {:.1f} MB   {:5.1f} % of what fires is found among {:.1f} % of the neurons; {:+.2f} % "
+      "perplexity\n",
+      static_cast<double>(predictors.bytes()) / (1 << 20), 100 * mean(predictors.recall),
+      100 * mean(predictors.computed), 100 * predictors.rise);
   return text;
 }
 
@@ -196,6 +223,12 @@ std::string HeatReport(const Heat& heat) {
         "<h2>What leaving neurons out costs</h2>\n<p>Perplexity on text that did not choose the levels, by the mean "
         "share of neurons that are left out.</p>\n" +
         ThresholdCurve(heat);
+  if (heat.predictors.complete())
+    page +=
+        "<h2>What predictors find</h2>\n<p>Of the neurons that fire, the share that was predicted, on text that did "
+        "not "
+        "train the predictors.</p>\n" +
+        RecallByLayer(heat.predictors);
   return page + "</body>\n</html>\n";
 }
 

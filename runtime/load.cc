@@ -26,7 +26,9 @@ std::filesystem::path PackedPath(const std::string& model, FfnMode ffn) {
   hash.Add({reinterpret_cast<const uint8_t*>(path.data()), path.size()});
   return PackedCacheDir() / fmt::format("{}-{:016x}{}.packed",
                                         std::filesystem::path(path).stem().string().substr(0, kStemBytes), hash.value(),
-                                        ffn == FfnMode::kDense ? "" : "-bundles");
+                                        ffn == FfnMode::kDense       ? ""
+                                        : ffn == FfnMode::kPredicted ? "-predicted"
+                                                                     : "-bundles");
 }
 
 }  // namespace

@@ -30,18 +30,29 @@ bool HardlyAnySilent(const GgufFile& file, const Model& model) {
   }
 }
 
-// Of the model's .heat file: for that mean, or the one that was chosen by --max-rise, or the largest.
-ThresholdPoint ChoosePoint(const GgufFile& file, const Model& model, std::optional<double> mean) {
+// The model's .heat file, which the mode needs and `profile` with those flags writes.
+Heat NeedHeat(const GgufFile& file, const Model& model, const std::string& mode, const char* flags) {
   const std::filesystem::path path = HeatPath(file.path());
   std::error_code error;
   if (!std::filesystem::exists(path, error))
-    throw Error(
-        "{}: missing; --sparsity threshold needs what `thermocline profile MODEL --text FILE --max-rise 1%` "
-        "writes there",
-        path.string());
-  const Heat heat = ReadHeat(path, file, model.config);
+    throw Error("{}: missing; --sparsity {} needs what `thermocline profile MODEL --text FILE {}` writes there",
+                path.string(), mode, flags);
+  return ReadHeat(path, file, model.config);
+}
+
+// Of the model's .heat file: for that mean, or the one that was chosen by --max-rise, or the largest.
+ThresholdPoint ChoosePoint(const GgufFile& file, const Model& model, std::optional<double> mean) {
+  const Heat heat = NeedHeat(file, model, "threshold", "--max-rise 1%");
   if (mean || heat.thresholds.empty()) return ThresholdFor(heat, mean.value_or(0));
   return heat.chosen_threshold >= 0 ? heat.thresholds[heat.chosen_threshold] : heat.thresholds.back();
+}
+
+HeatPredictors ChoosePredictors(const GgufFile& file, const Model& model) {
+  Heat heat = NeedHeat(file, model, "predicted", "--train-predictors");
+  if (!heat.predictors.complete())
+    throw Error("{}: no predictors in it: thermocline profile MODEL --text FILE --train-predictors",
+                HeatPath(file.path()).string());
+  return std::move(heat.predictors);
 }
 
 }  // namespace
@@ -50,10 +61,12 @@ void SparsityFlag::AddFlag(CommandLine& line) {
   line.AddText(
       "--sparsity", "MODE", &given_,
       "exact: do not read the neurons that ReLU silences, whose part is zero; threshold[:0.4]: nor those whose part is "
-      "small, as `profile` calibrated it, for generated tokens; dense: read all (auto: exact where the activation is "
-      "ReLU, unless `profile` saw hardly any silent)");
+      "small, as `profile` calibrated it, for generated tokens; predicted: for these, only the neurons that predictors "
+      "name, which `profile --train-predictors` made, and some that fire are missed; dense: read all (auto: exact "
+      "where the activation is ReLU, unless `profile` saw hardly any silent)");
   line.AddText("--audit", "PERCENT", &audit_,
-               "With threshold: of generated tokens, those that are also computed with all neurons; where too much is "
+               "With threshold and predicted: of generated tokens, those that are also computed with all neurons; "
+               "where too much is "
                "missed, less is left out from then on (0)");
 }
 
@@ -62,23 +75,30 @@ void SparsityFlag::Check() {
   const std::string given = given_.value_or("auto");
   const size_t colon = given.find(':');
   word_ = given.substr(0, colon);
-  const bool known = word_ == "auto" || word_ == "exact" || word_ == "dense" || word_ == "threshold";
+  const bool left_out = word_ == "threshold" || word_ == "predicted";
+  const bool known = word_ == "auto" || word_ == "exact" || word_ == "dense" || left_out;
   if (!known || (colon != std::string::npos && word_ != "threshold"))
-    throw UsageError(
-        fmt::format("--sparsity: {} is none of auto, exact, dense, threshold, threshold:0.4", Quoted(given)));
+    throw UsageError(fmt::format("--sparsity: {} is none of auto, exact, dense, predicted, threshold, threshold:0.4",
+                                 Quoted(given)));
   if (colon != std::string::npos) mean_ = ParseShare("--sparsity threshold", given.substr(colon + 1));
-  if (audit_ && word_ != "threshold") throw UsageError("--audit belongs to --sparsity threshold");
+  if (audit_ && !left_out) throw UsageError("--audit belongs to --sparsity threshold and predicted");
 }
 
-FfnMode SparsityFlag::Choose(const GgufFile& file, const Model& model) {
-  if (word_ == "dense") return FfnMode::kDense;
-  const FfnMode mode = word_ == "threshold" ? FfnMode::kThreshold : FfnMode::kExact;
+LoadOptions SparsityFlag::Choose(const GgufFile& file, const Model& model) {
+  LoadOptions load;
+  if (word_ == "dense") return load;
+  const FfnMode mode = word_ == "threshold"   ? FfnMode::kThreshold
+                       : word_ == "predicted" ? FfnMode::kPredicted
+                                              : FfnMode::kExact;
   if (!FindSparseFfns(model, mode).empty()) {
-    if (word_ == "auto" && HardlyAnySilent(file, model)) return FfnMode::kDense;
+    if (word_ == "auto" && HardlyAnySilent(file, model)) return load;
     if (mode == FfnMode::kThreshold) point_ = ChoosePoint(file, model, mean_);
-    return mode;
+    if (mode == FfnMode::kPredicted) predictors_ = ChoosePredictors(file, model);
+    load.ffn = mode;
+    if (predictors_) load.predictors = &predictors_->layers;
+    return load;
   }
-  if (word_ == "auto") return FfnMode::kDense;
+  if (word_ == "auto") return load;
   const Activation activation = model.config.arch.activation;
   if (mode == FfnMode::kExact && activation != Activation::kRelu)
     throw Error(
@@ -91,19 +111,32 @@ FfnMode SparsityFlag::Choose(const GgufFile& file, const Model& model) {
       word_);
 }
 
-std::unique_ptr<ThresholdAudit> SparsityFlag::Apply(Engine& engine) const {
-  if (!point_) return nullptr;
-  engine.SetNeuronLevels(point_->levels);
-  Note("leaving out about {:.0f} % of neurons; perplexity {:+.1f} % when calibrated", 100 * point_->sparsity,
-       100 * point_->rise);
-  return audit_share_ > 0 ? std::make_unique<ThresholdAudit>(engine, *point_, audit_share_) : nullptr;
+std::unique_ptr<FfnAuditor> SparsityFlag::Apply(Engine& engine) const {
+  if (!point_ && !predictors_) return nullptr;
+  AuditedLevels levels;
+  if (point_) {
+    engine.SetNeuronLevels(point_->levels);
+    Note("leaving out about {:.0f} % of neurons; perplexity {:+.1f} % when calibrated", 100 * point_->sparsity,
+         100 * point_->rise);
+    levels = AuditedThresholds(engine, *point_);
+  } else {
+    engine.SetNeuronLevels(predictors_->firing_levels);
+    Note("predicting which neurons fire; perplexity {:+.1f} % when trained", 100 * predictors_->rise);
+    levels = AuditedPredictors(engine, *predictors_);
+  }
+  return audit_share_ > 0 ? std::make_unique<FfnAuditor>(engine, std::move(levels), audit_share_) : nullptr;
 }
 
-std::string DescribeNeurons(const NeuronCount& count, const ThresholdAudit* audit) {
+std::string DescribeNeurons(const NeuronCount& count, const FfnAuditor* audit) {
   if (count.neurons == 0) return {};
   const auto percent = [](int64_t part, int64_t whole) { return 100.0 * static_cast<double>(part) / whole; };
   std::string text = fmt::format("{:.1f} % of neurons active, {:.1f} % of their up and down weights read",
                                  percent(count.active, count.neurons), percent(count.bytes_read, count.bytes));
+  if (count.predictor_bytes > 0)
+    text = fmt::format(
+        "{:.1f} % of neurons predicted, {:.1f} % active, {:.1f} % of the bytes of FFNs read, predictors among them",
+        percent(count.predicted, count.neurons), percent(count.active, count.neurons),
+        percent(count.bytes_read + count.predictor_bytes, count.bytes));
   const std::string audited = audit ? audit->Describe() : "";
   return audited.empty() ? text : text + " | " + audited;
 }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "models/error.h"
 #include "runtime/judge.h"
@@ -18,7 +17,6 @@ constexpr double kProbedSparsity = 0.5;
 constexpr int64_t kSensitivityPieces = 2, kChoosePieces = 16, kJudgePieces = 16;
 // The judged text is audited this often, so that what an audit finds later has something to be held against.
 constexpr int64_t kJudgedAudit = 16;
-constexpr double kRarestAudit = 1e9;  // tokens from an audited one to the next, at most
 
 std::span<const TokenId> Pieces(std::span<const TokenId> tokens, int64_t n, int n_ctx) {
   return tokens.first(std::min(tokens.size(), static_cast<size_t>(n * n_ctx)));
@@ -129,55 +127,6 @@ void CalibrateThresholds(const Model& model, const Tokenizer& tokenizer, std::sp
   }
   heat.chosen_threshold = calibrator.Add(held_out, mean);
   on_save(heat);
-}
-
-ThresholdAudit::ThresholdAudit(Engine& engine, ThresholdPoint point, double share)
-    : engine_(engine), point_(std::move(point)), first_levels_(point_.levels) {
-  window_.missed.resize(point_.levels.size());
-  engine_.SetAudit(std::llround(std::min(1 / share, kRarestAudit)));
-  engine_.SetStepHook([this] { AfterStep(); });
-}
-
-ThresholdAudit::~ThresholdAudit() {
-  engine_.SetStepHook({});
-  engine_.SetAudit(0);
-}
-
-void ThresholdAudit::AfterStep() {
-  const FfnAudit audit = engine_.TakeAudit();
-  if (audit.tokens == 0) return;
-  tokens_ += audit.tokens;
-  window_.tokens += audit.tokens;
-  missed_ += std::accumulate(audit.missed.begin(), audit.missed.end(), 0.0) / static_cast<double>(audit.missed.size());
-  for (size_t i = 0; i < audit.missed.size(); ++i) window_.missed[i] += audit.missed[i];
-  if (window_.tokens < kWindow) return;
-  bool lowered = false;
-  for (size_t i = 0; i < window_.missed.size(); ++i) {
-    const double missed = window_.missed[i] / static_cast<double>(window_.tokens);
-    const double limit = kAuditSlack * point_.missed[i];
-    if (missed <= limit || point_.levels[i] == 0) continue;
-    // Squares below a level grow about as its third power.
-    point_.levels[i] *= static_cast<float>(std::cbrt(limit / missed));
-    lowered = true;
-  }
-  window_ = {0, std::vector<double>(window_.missed.size())};
-  if (lowered) engine_.SetNeuronLevels(point_.levels);
-}
-
-int ThresholdAudit::n_lowered() const {
-  int n = 0;
-  for (size_t i = 0; i < first_levels_.size(); ++i) n += point_.levels[i] < first_levels_[i];
-  return n;
-}
-
-std::string ThresholdAudit::Describe() const {
-  if (tokens_ == 0) return {};
-  const double expected =
-      std::accumulate(point_.missed.begin(), point_.missed.end(), 0.0) / static_cast<double>(point_.missed.size());
-  std::string text = fmt::format("audit: {} tokens, FFNs miss {:.1f} % ({:.1f} % when calibrated)", tokens_,
-                                 100 * missed_ / static_cast<double>(tokens_), 100 * expected);
-  if (const int n = n_lowered(); n > 0) text += fmt::format(", levels lowered in {} layers", n);
-  return text;
 }
 
 }  // namespace thermocline

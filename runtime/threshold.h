@@ -1,4 +1,4 @@
-// The mode `threshold`: its levels are chosen and judged here, and watched while answers are made.
+// The mode `threshold`: its levels are chosen and judged here.
 #pragma once
 
 #include <functional>
@@ -28,33 +28,5 @@ void CalibrateThresholds(const Model& model, const Tokenizer& tokenizer, std::sp
                          std::span<const TokenId> judge, const ThresholdRequest& request, std::unique_ptr<Engine> dense,
                          const std::function<std::unique_ptr<Engine>()>& make_sparse,
                          const std::function<void(const Heat&)>& on_save, Heat& heat);
-
-// Computes a share of generated rows with all neurons too. Where over some rows a layer's FFN misses more than
-// kAuditSlack times what it did when the levels were judged, its level is lowered until that holds again.
-class ThresholdAudit {
- public:
-  static constexpr double kAuditSlack = 2;
-  static constexpr int kWindow = 16;  // audited rows between decisions
-
-  // Watches `engine`, whose levels are point.levels, until destroyed; `share` of rows, above 0 and up to 1.
-  ThresholdAudit(Engine& engine, ThresholdPoint point, double share);
-  ~ThresholdAudit();
-  ThresholdAudit(const ThresholdAudit&) = delete;
-
-  // "audit: 12 tokens, FFNs miss 1.2 % (1.1 % when calibrated), levels lowered in 3 layers"; empty before the first.
-  std::string Describe() const;
-  const std::vector<float>& levels() const { return point_.levels; }
-  int n_lowered() const;  // layers
-
- private:
-  void AfterStep();
-
-  Engine& engine_;
-  ThresholdPoint point_;  // its levels as they are now
-  std::vector<float> first_levels_;
-  FfnAudit window_;
-  double missed_ = 0;  // mean over layers, summed over all tokens
-  int64_t tokens_ = 0;
-};
 
 }  // namespace thermocline

@@ -266,7 +266,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
 
   const GgufFile file = GgufFile::Open(line.ModelPath());
   const Model model = Model::FromGguf(file);
-  const FfnMode ffn = options.sparsity.Choose(file, model);
+  const LoadOptions load = options.sparsity.Choose(file, model);
   const auto tokenizer = Tokenizer::FromGguf(file);
   about = DescribeBench(file);
   int n_ctx = 0, n_sequences = 0;
@@ -288,7 +288,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
                                       .n_threads = n_threads,
                                       .max_sequences = n_sequences,
                                       .kv_types = kv_types,
-                                      .load = {.ffn = ffn},
+                                      .load = load,
                                       .tracer = trace.tracer(),
                                       .device = device},
                                      options.cache_packed);

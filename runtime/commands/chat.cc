@@ -181,7 +181,7 @@ class Chat {
                           .n_threads = options_.n_threads,
                           .n_threads_batch = options_.n_threads_batch,
                           .kv_types = options_.kv_types,
-                          .load = {.ffn = options_.sparsity.Choose(file, model)},
+                          .load = options_.sparsity.Choose(file, model),
                           .tracer = tracer,
                           .device = options_.device.Open()},
                          options_.cache_packed);
@@ -216,7 +216,7 @@ class Chat {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::optional<ChatTemplate> template_;
   std::unique_ptr<Engine> engine_;
-  std::unique_ptr<ThresholdAudit> audit_;
+  std::unique_ptr<FfnAuditor> audit_;
   std::optional<EngineDecoder> decoder_;
   std::optional<Session> session_;
   std::optional<Conversation> conversation_;

@@ -54,7 +54,7 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
                                  {.n_ctx = n_ctx,
                                   .n_threads = n_threads,
                                   .kv_types = kv_types,
-                                  .load = {.ffn = sparsity.Choose(file, model)},
+                                  .load = sparsity.Choose(file, model),
                                   .tracer = trace.tracer(),
                                   .device = device.Open()},
                                  cache_packed);

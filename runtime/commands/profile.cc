@@ -12,6 +12,7 @@
 #include "runtime/heat_report.h"
 #include "runtime/load.h"
 #include "runtime/output_file.h"
+#include "runtime/predictors.h"
 #include "runtime/text_io.h"
 #include "runtime/threshold.h"
 
@@ -23,6 +24,8 @@ struct Request {
   std::vector<double> means;
   std::optional<double> max_rise;
   int n_threads = 0;
+  bool trains = false, evaluates = false;
+  std::optional<double> recall;
   bool calibrates() const { return !means.empty() || max_rise; }
 };
 
@@ -69,32 +72,46 @@ std::vector<double> ParseShares(std::string_view text) {
   return shares;
 }
 
-// What is counted, what levels are chosen by, and what judges them.
+std::vector<TokenId> ReadTokens(const Tokenizer& tokenizer, const std::string& path) {
+  return tokenizer.Encode(ValidText(ReadText(path), path), {.add_bos_eos = true, .parse_special = false});
+}
+
+// What is counted, what levels are chosen by, and what judges them; predictors learn from all that does not judge.
 struct Texts {
   std::vector<TokenId> tokens, eval;
-  std::span<const TokenId> count, choose, judge;
+  std::span<const TokenId> count, choose, judge, learn;
 };
 
 Texts ReadTexts(const Tokenizer& tokenizer, const Request& request) {
-  const auto read = [&](const std::string& path) {
-    return tokenizer.Encode(ValidText(ReadText(path), path), {.add_bos_eos = true, .parse_special = false});
-  };
   Texts texts;
-  texts.tokens = read(*request.text);
+  texts.tokens = ReadTokens(tokenizer, *request.text);
   const std::span<const TokenId> all = texts.tokens;
   texts.count = all;
-  if (!request.calibrates()) return texts;
-  const size_t half = all.size() / 2;
-  texts.count = all.first(half);
-  texts.choose = all.subspan(half);
-  if (request.eval) {
-    texts.eval = read(*request.eval);
-    texts.judge = texts.eval;
-  } else {
-    texts.judge = texts.choose.subspan(texts.choose.size() / 2);
-    texts.choose = texts.choose.first(texts.choose.size() / 2);
-  }
+  if (!request.calibrates() && !request.trains) return texts;
+  if (request.eval) texts.judge = texts.eval = ReadTokens(tokenizer, *request.eval);
+  const size_t half = all.size() / 2, judged = request.eval ? 0 : (all.size() - half + 1) / 2;
+  texts.learn = all.first(all.size() - judged);
+  if (!request.eval) texts.judge = all.last(judged);
+  texts.count = request.calibrates() ? texts.learn.first(half) : texts.learn;
+  texts.choose = texts.learn.subspan(texts.count.size());
   return texts;
+}
+
+EngineOptions MakeOptions(const Model& model, const Request& request) {
+  return {.n_ctx = std::min(kProfileContext, model.config.n_ctx_train), .n_threads = request.n_threads};
+}
+
+PredictorEngines MakeEngines(const GgufFile& file, const Model& model, const Request& request) {
+  const EngineOptions options = MakeOptions(model, request);
+  const auto predicted = [&file, &model, options](const HeatPredictors& predictors) {
+    EngineOptions with = options;
+    with.load.ffn = FfnMode::kPredicted;
+    with.load.predictors = &predictors.layers;
+    auto engine = LoadEngine(file, model, with);
+    engine->SetNeuronLevels(predictors.firing_levels);
+    return engine;
+  };
+  return {[&file, &model, options] { return LoadEngine(file, model, options); }, predicted};
 }
 
 Heat Learn(const GgufFile& file, const Model& model, const Request& request, const std::filesystem::path& path) {
@@ -103,7 +120,7 @@ Heat Learn(const GgufFile& file, const Model& model, const Request& request, con
   const std::filesystem::path part = PartPath(path);
   const auto save_part = [&](const Heat& now) { Save(part, SerializeHeat(now)); };
   Heat heat = BeginOrResume(file, model, texts.count, part);
-  EngineOptions options{.n_ctx = std::min(kProfileContext, model.config.n_ctx_train), .n_threads = request.n_threads};
+  EngineOptions options = MakeOptions(model, request);
   auto engine = LoadEngine(file, model, options);
   CountNeurons(*engine, model, texts.count, save_part, heat);
   if (request.calibrates()) {
@@ -125,9 +142,39 @@ Heat Learn(const GgufFile& file, const Model& model, const Request& request, con
     CalibrateThresholds(model, *tokenizer, texts.choose, texts.judge, threshold, std::move(engine), make_sparse,
                         save_part, heat);
   }
+  if (request.trains) {
+    save_part(heat);
+    engine.reset();
+    PredictorRequest predictors{.n_threads = request.n_threads};
+    if (request.recall) predictors.recall = *request.recall;
+    TrainPredictors(model, *tokenizer, texts.learn, texts.judge, predictors, MakeEngines(file, model, request),
+                    save_part, heat);
+  }
   Save(path, SerializeHeat(heat));
   std::filesystem::remove(part);
   return heat;
+}
+
+// On a text that did not train the predictors of the .heat file.
+int Evaluate(const GgufFile& file, const Model& model, const Request& request, const std::filesystem::path& path) {
+  const Heat heat = ReadHeat(path, file, model.config);
+  if (!heat.predictors.complete())
+    throw Error("{}: no predictors in it; train them on another text than this one, with --train-predictors",
+                path.string());
+  const auto tokenizer = Tokenizer::FromGguf(file);
+  const std::vector<TokenId> tokens = ReadTokens(*tokenizer, *request.text);
+  WriteOut(DescribeEvaluation(EvaluatePredictors(model, *tokenizer, tokens, heat, MakeEngines(file, model, request))));
+  return kGood;
+}
+
+void CheckFlags(const Request& request) {
+  const bool learns = request.calibrates() || request.trains;
+  if ((learns || request.evaluates) && !request.text)
+    throw UsageError("--thresholds, --max-rise, --train-predictors and --evaluate need --text");
+  if (request.eval && !learns) throw UsageError("--eval belongs to --thresholds, --max-rise and --train-predictors");
+  if (request.recall && !request.trains) throw UsageError("--recall belongs to --train-predictors");
+  if (request.evaluates && (learns || request.report))
+    throw UsageError("--evaluate says what predictors are worth, and goes with --text and -o alone");
 }
 
 }  // namespace
@@ -146,17 +193,25 @@ int RunProfile(const Command& command, std::vector<std::string> args) {
   line.AddParsed(
       "--max-rise", "PERCENT", [&](const std::string& text) { request.max_rise = ParsePercent("--max-rise", text); },
       "... and the largest share that raises perplexity by no more than this, as 1%");
+  line.AddFlag("--train-predictors", &request.trains,
+               "For --sparsity predicted: learn to tell before gates are read which neurons fire; with other "
+               "activations than relu, those that --max-rise or --thresholds leaves in");
+  line.AddParsed(
+      "--recall", "PERCENT", [&](const std::string& text) { request.recall = ParsePercent("--recall", text); },
+      "... and of those that fire, the share that must be found (95%)");
   line.AddText("--eval", "FILE", &request.eval,
-               "The unseen text that says what thresholds cost; without it, the last quarter of --text");
+               "The unseen text that says what thresholds and predictors cost; without it, the last quarter of --text");
+  line.AddFlag("--evaluate", &request.evaluates,
+               "What the predictors of the .heat file find on --text, which should be one they were not trained on");
   line.AddInt("-t,--threads", &request.n_threads, 1, kMaxThreads, "Threads (one per physical core)");
   line.SetFooter(
       "A run that was stopped goes on where it was: what it has counted stands in FILE.part, at most seconds behind.");
   if (!line.Parse(std::move(args))) return kGood;
-  if (request.calibrates() && !request.text) throw UsageError("--thresholds and --max-rise need --text");
-  if (request.eval && !request.calibrates()) throw UsageError("--eval belongs to --thresholds and --max-rise");
+  CheckFlags(request);
   const GgufFile file = GgufFile::Open(line.ModelPath());
   const Model model = Model::FromGguf(file);
   const std::filesystem::path path = request.out ? std::filesystem::path(*request.out) : HeatPath(file.path());
+  if (request.evaluates) return Evaluate(file, model, request, path);
   for (const auto& target : {std::optional(path.string()), request.report}) {
     if (!target) continue;
     if (IsSameFile(file.path(), *target) || (request.text && IsSameFile(*request.text, *target)))

@@ -102,6 +102,7 @@ class Profile(unittest.TestCase):
             ((RELU, "-o", TEXT), "not a .heat file"),
             ((RELU, "--text", HERE / "short.txt", "-o", heat), "it needs 256"),
             ((RELU, "--text", HERE / "nothing.txt"), "nothing.txt"),
+            ((SILU, "--text", TEXT, "--train-predictors"), "--max-rise 1%"),
             ((RELU, "--text", TEXT, "-o", HERE / "link.gguf"), "overwritten"),
             ((RELU, "--text", TEXT, "-o", TEXT), "overwritten"),
             ((RELU, "-o", heat, "--report", heat), "same file"),
@@ -111,7 +112,10 @@ class Profile(unittest.TestCase):
                 _, said = self.profile(*args, code=1)
                 self.assertIn(complaint, said)
         for args, complaint in [
-            (("--thresholds", "0.4"), "--thresholds and --max-rise need --text"),
+            (("--thresholds", "0.4"), "--evaluate need --text"),
+            (("--train-predictors",), "--evaluate need --text"),
+            (("--text", TEXT, "--recall", "0.9"), "--recall belongs to"),
+            (("--text", TEXT, "--evaluate", "--train-predictors"), "--evaluate says"),
             (("--text", TEXT, "--thresholds", "0.4,,0.5"), "'' is not a share"),
             (("--text", TEXT, "--max-rise", "-1"), "'-1' is not a percentage"),
             (("--text", TEXT, "--eval", TEXT), "--eval belongs to"),

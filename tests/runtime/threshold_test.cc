@@ -7,6 +7,7 @@
 
 #include "cpu/isa.h"
 #include "models/error.h"
+#include "runtime/ffn_audit.h"
 #include "runtime/profile.h"
 #include "tests/models/tiny_model.h"
 #include "tests/runtime/tiny_model.h"
@@ -132,7 +133,7 @@ TEST_CASE("threshold: an audit finds levels that are too high and lowers them un
   };
   {
     engine->SetNeuronLevels(point.levels);
-    const ThresholdAudit audit(*engine, point, 0.5);
+    const FfnAuditor audit(*engine, AuditedThresholds(*engine, point), 0.5);
     CHECK(audit.Describe().empty());
     for (uint32_t seed = 10; seed < 16; ++seed) feed(seed);
     CHECK(audit.n_lowered() == 0);
@@ -141,7 +142,7 @@ TEST_CASE("threshold: an audit finds levels that are too high and lowers them un
   ThresholdPoint damaged = point;
   damaged.levels[1] *= 5;
   engine->SetNeuronLevels(damaged.levels);
-  const ThresholdAudit audit(*engine, damaged, 0.5);
+  const FfnAuditor audit(*engine, AuditedThresholds(*engine, damaged), 0.5);
   for (uint32_t seed = 10; seed < 16; ++seed) feed(seed);
   CHECK(audit.n_lowered() == 1);
   CHECK(audit.levels()[0] == point.levels[0]);
@@ -153,7 +154,7 @@ TEST_CASE("threshold: an audit finds levels that are too high and lowers them un
   engine->SetAudit(1);
   feed(30);
   const FfnAudit after = engine->TakeAudit();
-  CHECK(after.missed[1] / static_cast<double>(after.tokens) <= 1.2 * ThresholdAudit::kAuditSlack * point.missed[1]);
+  CHECK(after.missed[1] / static_cast<double>(after.tokens) <= 1.2 * FfnAuditor::kAuditSlack * point.missed[1]);
 }
 
 }  // namespace thermocline
