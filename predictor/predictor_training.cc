@@ -290,6 +290,7 @@ TrainedPredictor TrainPredictor(std::span<const float> gate, const FiringSamples
   const auto take_if_better = [&](double worth) {
     TrainedPredictor now{trainer.Predictor(), {}};
     now.predictor.level = LevelForRecall(now.predictor, held_out, request.recall);
+    if (!std::isfinite(now.predictor.level)) return false;
     now.held_out = CountPredictions(now.predictor, held_out);
     const double bytes = static_cast<double>(now.predictor.bytes()) +
                          now.held_out.Computed() * static_cast<double>(train.n_ff) * request.gate_row_bytes;

@@ -48,6 +48,7 @@ struct TrainedPredictor {
 // Begins with a rank that follows from how much firing leaves to be known, and doubles it while that lowers the bytes
 // that a token reads, of the predictor and of predicted gates, and the predictor stays within its bytes; its rank is at
 // least kPredictorRankStep. gate: (n_ff, n_embd). The same samples give the same predictor. Both hold at least one.
+// Rank 0: numbers overflowed.
 TrainedPredictor TrainPredictor(std::span<const float> gate, const FiringSamples& train, const FiringSamples& held_out,
                                 const TrainingRequest& request);
 

@@ -81,6 +81,10 @@ void TrainLayers(const Model& model, const std::vector<FiringSamples>& train,
                 .predictor;
       });
     });
+    for (size_t i = begin; i < begin + n; ++i)
+      if (heat.predictors.layers[left[i]].rank == 0)
+        throw Error("layer {}: its predictor cannot be trained, as numbers overflow; the model file may be damaged",
+                    left[i]);
     progress.Update(static_cast<int64_t>(ffns.size() - left.size() + begin + n), std::ssize(ffns));
     on_save(heat);
   }
