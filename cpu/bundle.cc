@@ -7,8 +7,7 @@
 #include <vector>
 
 #include "cpu/pack.h"
-#include "models/check.h"
-#include "models/quantize.h"
+#include "models/weight_rows.h"
 
 namespace thermocline {
 namespace {
@@ -61,32 +60,6 @@ float Half(const uint8_t* p) {
   return HalfToFloat(half);
 }
 
-// Rows [row, row + n_rows), columns [column, column + n_columns) of the file's matrix as `type`: where they stand, or
-// requantized into `scratch`.
-struct Rows {
-  const uint8_t* data;
-  int64_t row_bytes;
-};
-Rows RowsAs(DType type, const FileMatrix& matrix, int64_t row, int64_t n_rows, int64_t column, int64_t n_columns,
-            std::vector<uint8_t>& scratch) {
-  const DTypeInfo& from = Info(matrix.type);
-  const int64_t file_bytes = matrix.k / from.block * from.block_bytes;
-  column += matrix.first_column;
-  const int64_t lead = column % from.block;  // of a block that begins in front of the part
-  const uint8_t* data = matrix.data + row * file_bytes + column / from.block * from.block_bytes;
-  CHECK(lead == 0 || type != matrix.type);
-  if (type == matrix.type) return {data, file_bytes};
-  const int64_t row_bytes = n_columns / Info(type).block * Info(type).block_bytes;
-  scratch.resize(n_rows * row_bytes);
-  const int64_t n_floats = (lead + n_columns + from.block - 1) / from.block * from.block;
-  std::vector<float> floats(n_floats);
-  for (int64_t i = 0; i < n_rows; ++i) {
-    Dequantize(matrix.type, data + i * file_bytes, n_floats, floats.data());
-    Quantize(type, floats.data() + lead, nullptr, n_columns, scratch.data() + i * row_bytes);
-  }
-  return {scratch.data(), row_bytes};
-}
-
 }  // namespace
 
 DType BundleShape::UpType(DType source) {
@@ -103,16 +76,11 @@ DType BundleShape::DownType(DType source) {
   return source == DType::kQ4_0 || source == DType::kQ4_1 ? source : DType::kQ8_0;
 }
 
-void Bundles::PackSlice(const FileMatrix& up, const FileMatrix& down, int64_t slice, Isa isa) {
-  PackUp(up, slice, isa);
-  if (shape_.has_down) PackDown(down, slice, isa);
-}
-
-void Bundles::PackUp(const FileMatrix& up, int64_t slice, Isa isa) {
+void Bundles::PackUp(const Weight& up, int64_t slice, Isa isa) {
   const PackedFormat& format = shape_.up_format();
   const int64_t first = slice * kSliceNeurons, last = std::min(first + kSliceNeurons, shape_.n_ff);
   std::vector<uint8_t> scratch;
-  const Rows rows = RowsAs(shape_.up, up, first, last - first, 0, shape_.n_embd, scratch);
+  const FileRows rows = RowsAs(shape_.up, up, first, last - first, 0, shape_.n_embd, scratch);
   std::vector<uint8_t> memory(PackedMatrix::BytesFor(shape_.up, kPanelRows, shape_.n_embd) + 64);
   uint8_t* panel = memory.data() + -reinterpret_cast<uintptr_t>(memory.data()) % 64;
   for (int64_t neuron = first; neuron < last; neuron += kPanelRows) {
@@ -135,47 +103,51 @@ void Bundles::PackUp(const FileMatrix& up, int64_t slice, Isa isa) {
   }
 }
 
-void Bundles::PackDown(const FileMatrix& down, int64_t slice, Isa isa) {
+void Bundles::PackDown(const Weight& down, int64_t first_neuron, int64_t block, Isa isa) {
+  std::vector<uint8_t> scratch;
+  const int64_t row = block * kDownOutputs, n_rows = std::min<int64_t>(kDownOutputs, shape_.n_embd - row);
+  const FileRows rows = RowsAs(shape_.down, down, row, n_rows, first_neuron, shape_.n_ff, scratch);
+  for (int64_t slice = 0; slice < shape_.n_slices(); ++slice)
+    PackDownSlice({rows.data + FileRowBytes(shape_.down, slice * kSliceNeurons), rows.row_bytes}, block, slice, isa);
+}
+
+// From rows of the block that begin with the slice.
+void Bundles::PackDownSlice(const FileRows& rows, int64_t block, int64_t slice, Isa isa) {
   const PackedFormat& format = shape_.down_format();
   const int64_t first = slice * kSliceNeurons, n = std::min<int64_t>(kSliceNeurons, shape_.n_ff - first);
-  std::vector<uint8_t> scratch;
-  const Rows rows = RowsAs(shape_.down, down, 0, shape_.n_embd, first, n, scratch);
   const int64_t panel_bytes = PackedMatrix::BytesFor(shape_.down, kPanelRows, n);
   std::vector<uint8_t> memory(kPanelsPerBlock * panel_bytes + 64);
   uint8_t* panels = memory.data() + -reinterpret_cast<uintptr_t>(memory.data()) % 64;
-  for (int64_t block = 0; block < shape_.down_blocks(); ++block) {
-    std::memset(panels, 0, kPanelsPerBlock * panel_bytes);
-    for (int64_t p = 0; p < DownPanelCount(block); ++p) {
-      const int64_t row = block * kDownOutputs + p * kPanelRows;
-      PackPanel(isa, format, rows.data + row * rows.row_bytes, rows.row_bytes,
-                static_cast<int>(std::min<int64_t>(kPanelRows, shape_.n_embd - row)), n, panels + p * panel_bytes);
-    }
-    for (int64_t chunk = 0; chunk < n / kChunk; ++chunk) {
-      const int64_t group = first / kBundleNeurons + chunk;
-      const uint8_t* from = panels + chunk / 2 * format.block_bytes();
-      const uint8_t* codes = from + chunk % 2 * format.chunk_bytes();
-      const auto line_of = [&](int neuron) {
-        return Mutable(bundle(group * kBundleNeurons + neuron)) + shape_.down_offset() +
-               block * shape_.down_block_bytes();
-      };
-      for (int line = 0; line < format.bits; ++line) {
-        if (format.bits == 8) {  // quad `line`
-          for (int p = 0; p < kPanelsPerBlock; ++p)
-            for (int i = 0; i < 64; ++i)
-              line_of(4 * line + i % 4)[DownByte(p, i / 4)] = codes[p * panel_bytes + 64 * line + i];
-          continue;
-        }
-        uint32_t words[8][kLanes];
-        for (int p = 0; p < kPanelsPerBlock; ++p) std::memcpy(words[p], codes + p * panel_bytes + 64 * line, 64);
-        TransposeNibbles(words);
-        for (int t = 0; t < 8; ++t) std::memcpy(line_of(NeuronOfNibble(line, t)), words[t], 64);
-      }
-      const uint8_t* scales = from + 2 * format.chunk_bytes();
-      for (int min = 0; min <= format.has_min; ++min)
+  for (int64_t p = 0; p < DownPanelCount(block); ++p) {
+    const int64_t row = p * kPanelRows, left = shape_.n_embd - block * kDownOutputs - row;
+    PackPanel(isa, format, rows.data + row * rows.row_bytes, rows.row_bytes,
+              static_cast<int>(std::min<int64_t>(kPanelRows, left)), n, panels + p * panel_bytes);
+  }
+  for (int64_t chunk = 0; chunk < n / kChunk; ++chunk) {
+    const int64_t group = first / kBundleNeurons + chunk;
+    const uint8_t* from = panels + chunk / 2 * format.block_bytes();
+    const uint8_t* codes = from + chunk % 2 * format.chunk_bytes();
+    const auto line_of = [&](int neuron) {
+      return Mutable(bundle(group * kBundleNeurons + neuron)) + shape_.down_offset() +
+             block * shape_.down_block_bytes();
+    };
+    for (int line = 0; line < format.bits; ++line) {
+      if (format.bits == 8) {  // quad `line`
         for (int p = 0; p < kPanelsPerBlock; ++p)
-          std::memcpy(Mutable(down_scales(group)) + 2 * (min * shape_.n_outputs() + block * kDownOutputs) + 32 * p,
-                      scales + p * panel_bytes + ScaleOffset(chunk % 2, min), 32);
+          for (int i = 0; i < 64; ++i)
+            line_of(4 * line + i % 4)[DownByte(p, i / 4)] = codes[p * panel_bytes + 64 * line + i];
+        continue;
+      }
+      uint32_t words[8][kLanes];
+      for (int p = 0; p < kPanelsPerBlock; ++p) std::memcpy(words[p], codes + p * panel_bytes + 64 * line, 64);
+      TransposeNibbles(words);
+      for (int t = 0; t < 8; ++t) std::memcpy(line_of(NeuronOfNibble(line, t)), words[t], 64);
     }
+    const uint8_t* scales = from + 2 * format.chunk_bytes();
+    for (int min = 0; min <= format.has_min; ++min)
+      for (int p = 0; p < kPanelsPerBlock; ++p)
+        std::memcpy(Mutable(down_scales(group)) + 2 * (min * shape_.n_outputs() + block * kDownOutputs) + 32 * p,
+                    scales + p * panel_bytes + ScaleOffset(chunk % 2, min), 32);
   }
 }
 

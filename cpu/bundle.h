@@ -22,6 +22,7 @@
 #include <cstdint>
 
 #include "cpu/packed.h"
+#include "models/model.h"
 
 namespace thermocline {
 
@@ -81,24 +82,17 @@ struct BundleShape {
   const PackedFormat *up_format_ = nullptr, *down_format_ = nullptr;
 };
 
-// A matrix as it stands in the file: rows of K weights one behind the other.
-struct FileMatrix {
-  DType type;
-  const uint8_t* data;
-  int64_t k;
-  int64_t first_column = 0;  // where the part of it begins that is meant
-};
-
 class Bundles {
  public:
   Bundles() = default;
   // In shape.bytes() bytes of somebody else's memory, zeroed and 64-byte aligned, that must outlive it.
   Bundles(const BundleShape& shape, uint8_t* memory) : shape_(shape), data_(memory) {}
 
-  // Packs the neurons of a slice: rows of up (n_ff, n_embd), columns of down (n_embd, n_ff), which counts for nothing
-  // where the shape has none. Slices may be packed by several threads at once. Every instruction set writes the same
-  // bytes.
-  void PackSlice(const FileMatrix& up, const FileMatrix& down, int64_t slice, Isa isa);
+  // Packs rows of up (n_ff, n_embd), those of the neurons of a slice; and rows of down (n_embd, at least first_neuron +
+  // n_ff), those of a block of kDownOutputs, whose column first_neuron belongs to neuron 0. Slices and blocks may be
+  // packed by several threads at once. Every instruction set writes the same bytes.
+  void PackUp(const Weight& up, int64_t slice, Isa isa);
+  void PackDown(const Weight& down, int64_t first_neuron, int64_t block, Isa isa);
 
   // Panels made anew for the packed product: the same bytes that the file's rows become. 64-byte aligned, panel_stride
   // bytes apart.
@@ -124,8 +118,7 @@ class Bundles {
   }
 
  private:
-  void PackUp(const FileMatrix& up, int64_t slice, Isa isa);
-  void PackDown(const FileMatrix& down, int64_t slice, Isa isa);
+  void PackDownSlice(const FileRows& rows, int64_t block, int64_t slice, Isa isa);
   uint8_t* Mutable(const uint8_t* at) { return data_ + (at - data_); }
 
   BundleShape shape_{};

@@ -32,7 +32,7 @@ double SecondsSince(Clock::time_point start) { return std::chrono::duration<doub
 int64_t WeightBytes(const Model& model) {
   int64_t bytes = 0;
   for (const Weight& weight : model.weights)
-    if (weight.matrix) bytes += PackedMatrix::BytesFor(weight.tensor->type, weight.n, weight.k);
+    if (weight.matrix) bytes += PackedMatrix::BytesFor(weight.type(), weight.n, weight.k);
   return bytes;
 }
 
@@ -45,7 +45,7 @@ DecodeMeter::DecodeMeter(const Model& model, Team& team, Isa isa)
     int64_t bytes = 0;
     for (int i = 0; i < op.n_projections; ++i) {
       const Weight& weight = model.weights[op.projections[i].weight];
-      bytes += PackedMatrix::BytesFor(weight.tensor->type, weight.n, weight.k);
+      bytes += PackedMatrix::BytesFor(weight.type(), weight.n, weight.k);
     }
     largest = std::max(largest, bytes);
   }
@@ -121,7 +121,7 @@ double DecodeMeter::Product(const Op& op, int begin, int end) {
   int64_t bytes = 0, n_panels = 0;
   for (int i = begin; i < end; ++i) {
     const Weight& weight = model_.weights[op.projections[i].weight];
-    const DType type = weight.tensor->type;
+    const DType type = weight.type();
     const PackedFormat* format = FindPackedFormat(type);
     if (format) kernels_.try_emplace(type, isa_, *format);
     const int64_t panels = (weight.n + kPanelRows - 1) / kPanelRows;
@@ -181,7 +181,7 @@ double DecodeMeter::Row(const Op& op) {
     case OpKind::kLinear: {
       bool packed = false;
       for (int i = 0; i < op.n_projections; ++i)
-        packed |= FindPackedFormat(model_.weights[op.projections[i].weight].tensor->type) != nullptr;
+        packed |= FindPackedFormat(model_.weights[op.projections[i].weight].type()) != nullptr;
       return packed ? TimeRow([&] { ops_.quantize(in, width(op.in), LoPlane::kAll, out_.data()); }) : 0;
     }
     default: return 0;

@@ -15,7 +15,7 @@ OpCost::OpCost(const Model& model, const Op& op, KvTypes kv_types) {
   } else if (op.kind == OpKind::kLinear) {
     for (int i = 0; i < op.n_projections; ++i) {
       const Weight& weight = model.weights[op.projections[i].weight];
-      weight_bytes_ += PackedMatrix::BytesFor(weight.tensor->type, weight.n, weight.k);
+      weight_bytes_ += PackedMatrix::BytesFor(weight.type(), weight.n, weight.k);
       ops_per_row_ += 2 * weight.n * weight.k;
     }
   }

@@ -6,15 +6,9 @@
 #include "cpu/buffer.h"
 #include "cpu/isa.h"
 #include "models/packed_format.h"
+#include "models/weight_rows.h"
 
 namespace thermocline {
-
-// The rows of a matrix as they stand in a file.
-struct FileRows {
-  const uint8_t* data;
-  int64_t row_bytes;
-};
-inline int64_t FileRowBytes(DType type, int64_t k) { return k / Info(type).block * Info(type).block_bytes; }
 
 // Panels [begin, end) of a matrix (n, k), or the rows of a float type, one behind the other from `out` on.
 void PackPanelRun(DType type, const FileRows& rows, int64_t n, int64_t k, int64_t begin, int64_t end, Isa isa,
@@ -29,11 +23,15 @@ class PackedMatrix {
   // In BytesFor(...) bytes of somebody else's memory, 64-byte aligned, that must outlive it.
   PackedMatrix(DType source, int64_t n, int64_t k, uint8_t* memory);
 
-  // Packs panels [begin, end) from the rows of the file, row_bytes apart (0: one behind the other); panels may be
-  // packed by several threads at once. Every instruction set writes the same bytes.
-  void PackPanels(const uint8_t* source, int64_t begin, int64_t end, Isa isa = Isa::kScalar, int64_t row_bytes = 0) {
-    PackPanelRun(type_, {source, row_bytes ? row_bytes : FileRowBytes(type_, k_)}, n_, k_, begin, end, isa,
+  // Packs panels [begin, end) from their rows; panels may be packed by several threads at once. Every instruction set
+  // writes the same bytes.
+  void PackPanels(const FileRows& rows, int64_t begin, int64_t end, Isa isa) {
+    PackPanelRun(type_, rows, n_ - begin * kPanelRows, k_, 0, end - begin, isa,
                  data_ + begin * (format_ ? panel_bytes() : kPanelRows * stride_bytes_));
+  }
+  // All of them from the rows of a file, one behind the other.
+  void PackPanels(const uint8_t* source, int64_t begin, int64_t end, Isa isa = Isa::kScalar) {
+    PackPanels({source + begin * kPanelRows * FileRowBytes(type_, k_), FileRowBytes(type_, k_)}, begin, end, isa);
   }
   // Row n as floats, exactly the values of the file.
   void DequantizeRow(int64_t n, float* out) const;

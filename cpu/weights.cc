@@ -6,6 +6,7 @@
 
 #include "cpu/packed_file.h"
 #include "models/error.h"
+#include "models/weight_rows.h"
 
 namespace thermocline {
 namespace {
@@ -16,40 +17,70 @@ constexpr int64_t kTaskBytes = 1 << 20;
 // A file that is not in the page cache is read ahead by so many tasks.
 constexpr size_t kTasksAhead = 32;
 
-// A run of panels, and the rows they are packed from; or one slice of an FFN's bundles or gate rows, and its rows of up
-// or gate.
+// What is packed at once, of which file.
 struct Task {
-  PackedMatrix* matrix;  // null: a slice
-  FileRows source;       // from row 0 on
-  int64_t begin, end;    // panels; the slice
-  const uint8_t* read;   // the rows of [begin, end)
-  uint64_t read_bytes;
-  int64_t bytes;  // packed
+  enum class Kind : uint8_t {
+    kPanels,  // panels [begin, end) of `matrix`
+    kUp,      // slice `begin` of `bundles`
+    kDown,    // outputs of block `begin` of `bundles`
+  };
+  Kind kind;
+  const Weight* weight;
+  int64_t begin, end;
+  std::span<const uint8_t> read;  // where what it reads stands
+  int64_t bytes;                  // packed
+  PackedMatrix* matrix = nullptr;
   Bundles* bundles = nullptr;
-  WeightId rows = -1, down = -1;  // of the bundles; no down: -1
+  int64_t first_neuron = 0;  // of the bundles, in the whole FFN
 };
 
-FileMatrix AsFileMatrix(const Weight& weight, int64_t first_row, int64_t first_column) {
-  return {weight.tensor->type, weight.tensor->data + first_row * weight.row_bytes(), weight.tensor->ne[0],
-          first_column};
+// Where rows [begin, end) of a weight stand in the file.
+std::span<const uint8_t> Reads(const Weight& weight, int64_t begin, int64_t end) {
+  if (weight.rows) return {weight.tensor->data, weight.tensor->bytes};
+  const int64_t row_bytes = weight.row_bytes();
+  const uint8_t* first = weight.tensor->data + (weight.first_row + begin) * row_bytes;
+  // Of a part of the columns whole rows but what is in front of the part.
+  const int64_t skipped = weight.columns ? 0 : weight.data() - weight.tensor->data - weight.first_row * row_bytes;
+  return {first + skipped, static_cast<size_t>((end - begin) * row_bytes - skipped)};
 }
 
-void AddSlices(const Model& model, Bundles& bundles, WeightId rows, WeightId down, std::vector<Task>& tasks) {
+// `down` is null where the bundles have none.
+void AddTasks(const Weight& rows, const Weight* down, Bundles& bundles, std::vector<Task>& tasks) {
   const BundleShape& shape = bundles.shape();
-  const Weight& weight = model.weights[rows];
-  const int64_t row_bytes = weight.row_bytes();
+  const auto add = [&](Task::Kind kind, const Weight& weight, int64_t at, int64_t first, int64_t last, int64_t bytes) {
+    tasks.push_back({.kind = kind,
+                     .weight = &weight,
+                     .begin = at,
+                     .end = at + 1,
+                     .read = Reads(weight, first, last),
+                     .bytes = bytes,
+                     .bundles = &bundles,
+                     .first_neuron = rows.first_row});
+  };
   for (int64_t slice = 0; slice < shape.n_slices(); ++slice) {
-    const int64_t first = slice * kSliceNeurons, n = std::min<int64_t>(kSliceNeurons, shape.n_ff - first);
-    tasks.push_back({nullptr,
-                     {},
-                     slice,
-                     slice + 1,
-                     weight.data() + first * row_bytes,
-                     static_cast<uint64_t>(n * row_bytes),
-                     n / kBundleNeurons * shape.group_bytes(),
-                     &bundles,
-                     rows,
-                     down});
+    const int64_t first = slice * kSliceNeurons, last = std::min(first + kSliceNeurons, shape.n_ff);
+    add(Task::Kind::kUp, rows, slice, first, last, (last - first) * shape.down_offset());
+  }
+  if (!down) return;
+  const int64_t per_block = (shape.bytes() - shape.n_ff * shape.down_offset()) / shape.down_blocks();
+  for (int64_t block = 0; block < shape.down_blocks(); ++block) {
+    const int64_t first = block * kDownOutputs, last = std::min(first + kDownOutputs, shape.n_embd);
+    add(Task::Kind::kDown, *down, block, first, last, per_block);
+  }
+}
+
+void AddTasks(const Weight& weight, PackedMatrix& matrix, std::vector<Task>& tasks) {
+  const int64_t per_panel = std::max<int64_t>(1, matrix.bytes() / matrix.n_panels());
+  const int64_t n = std::max<int64_t>(1, kTaskBytes / per_panel);
+  for (int64_t begin = 0; begin < matrix.n_panels(); begin += n) {
+    const int64_t end = std::min(begin + n, matrix.n_panels());
+    tasks.push_back({.kind = Task::Kind::kPanels,
+                     .weight = &weight,
+                     .begin = begin,
+                     .end = end,
+                     .read = Reads(weight, begin * kPanelRows, std::min(end * kPanelRows, matrix.n())),
+                     .bytes = per_panel * (end - begin),
+                     .matrix = &matrix});
   }
 }
 
@@ -57,33 +88,29 @@ std::vector<Task> MakeTasks(const Model& model, std::vector<PackedMatrix>& matri
                             std::vector<Bundles>& bundles, std::vector<Bundles>& gate_rows) {
   std::vector<Task> tasks;
   for (const GatedFfn& ffn : ffns) {
-    AddSlices(model, bundles[ffn.layer], ffn.up, ffn.down, tasks);
-    if (!gate_rows[ffn.layer].empty()) AddSlices(model, gate_rows[ffn.layer], ffn.gate, -1, tasks);
+    const Weight &gate = model.weights[ffn.gate], &up = model.weights[ffn.up], &down = model.weights[ffn.down];
+    AddTasks(up, &down, bundles[ffn.layer], tasks);
+    if (!gate_rows[ffn.layer].empty()) AddTasks(gate, nullptr, gate_rows[ffn.layer], tasks);
   }
-  for (size_t id = 0; id < matrices.size(); ++id) {
-    PackedMatrix& matrix = matrices[id];
-    if (matrix.bytes() == 0) continue;
-    const FileRows source{model.weights[id].data(), model.weights[id].row_bytes()};
-    const int64_t per_panel = std::max<int64_t>(1, matrix.bytes() / matrix.n_panels());
-    const int64_t n = std::max<int64_t>(1, kTaskBytes / per_panel);
-    for (int64_t begin = 0; begin < matrix.n_panels(); begin += n) {
-      const int64_t end = std::min(begin + n, matrix.n_panels());
-      const int64_t first_row = begin * kPanelRows, last_row = std::min(end * kPanelRows, matrix.n());
-      // Of a part of its columns whole rows but what is in front of the part.
-      const uint64_t bytes = (last_row - first_row - 1) * source.row_bytes + FileRowBytes(matrix.type(), matrix.k());
-      tasks.push_back(
-          {&matrix, source, begin, end, source.data + first_row * source.row_bytes, bytes, per_panel * (end - begin)});
-    }
-  }
+  for (size_t id = 0; id < matrices.size(); ++id)
+    if (matrices[id].bytes() > 0) AddTasks(model.weights[id], matrices[id], tasks);
   // In the order of the file, as disks like it.
-  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.read < b.read; });
+  std::stable_sort(tasks.begin(), tasks.end(),
+                   [](const Task& a, const Task& b) { return a.read.data() < b.read.data(); });
   return tasks;
 }
 
-void PackSlice(const Model& model, const Task& task, Isa isa) {
-  const Weight& rows = model.weights[task.rows];
-  const FileMatrix down = task.down < 0 ? FileMatrix{} : AsFileMatrix(model.weights[task.down], 0, rows.first_row);
-  task.bundles->PackSlice(AsFileMatrix(rows, rows.first_row, 0), down, task.begin, isa);
+void PackTask(const Task& task, Isa isa) {
+  switch (task.kind) {
+    case Task::Kind::kUp: return task.bundles->PackUp(*task.weight, task.begin, isa);
+    case Task::Kind::kDown: return task.bundles->PackDown(*task.weight, task.first_neuron, task.begin, isa);
+    case Task::Kind::kPanels: break;
+  }
+  const Weight& weight = *task.weight;
+  std::vector<uint8_t> scratch;
+  const int64_t first = task.begin * kPanelRows, n = std::min(task.end * kPanelRows, weight.n) - first;
+  task.matrix->PackPanels(RowsAs(weight.type(), weight, first, n, weight.first_k, weight.k, scratch), task.begin,
+                          task.end, isa);
 }
 
 PackedIdentity Identity(const GgufFile& file, const Model& model, std::span<const GatedFfn> ffns, FfnMode mode) {
@@ -91,13 +118,15 @@ PackedIdentity Identity(const GgufFile& file, const Model& model, std::span<cons
   if (mode == FfnMode::kPredicted) words.push_back(static_cast<uint64_t>(mode));
   for (const Weight& weight : model.weights) {
     if (!weight.matrix) continue;
-    words.push_back(static_cast<uint64_t>(weight.tensor->type));
+    words.push_back(static_cast<uint64_t>(weight.type()));
     words.push_back(static_cast<uint64_t>(weight.n));
     words.push_back(static_cast<uint64_t>(weight.k));
     if (weight.n != weight.tensor->ne[1] || weight.k != weight.tensor->ne[0]) {
       words.push_back(static_cast<uint64_t>(weight.first_row));
       words.push_back(static_cast<uint64_t>(weight.first_k));
     }
+    for (const auto& order : {weight.rows, weight.columns})
+      if (order) words.push_back(order->hash());
   }
   PackedIdentity identity(8 * words.size());
   std::memcpy(identity.data(), words.data(), identity.size());
@@ -115,8 +144,7 @@ Weights::Weights(const GgufFile& file, const Model& model, Team& team, Isa isa, 
   for (size_t id = 0; id < model.weights.size(); ++id) {
     const Weight& weight = model.weights[id];
     if (weight.matrix) continue;
-    vectors_[id].resize(weight.n);
-    Dequantize(weight.tensor->type, weight.data(), weight.n, vectors_[id].data());
+    vectors_[id] = VectorOf(weight);
   }
   if (options.ffn != FfnMode::kDense) ChooseBundles(model, options.ffn);
   const int64_t bytes = MatrixBytes(model);
@@ -135,12 +163,12 @@ void Weights::ChooseBundles(const Model& model, FfnMode mode) {
   bundled_ = FindSparseFfns(model, mode);
   for (const GatedFfn& ffn : bundled_) {
     const Weight &up = model.weights[ffn.up], &down = model.weights[ffn.down];
-    const BundleShape shape{BundleShape::UpType(up.tensor->type), BundleShape::DownType(down.tensor->type), up.k, up.n};
+    const BundleShape shape{BundleShape::UpType(up.type()), BundleShape::DownType(down.type()), up.k, up.n};
     bundles_[ffn.layer] = Bundles(shape, nullptr);
     in_bundles_[ffn.up] = in_bundles_[ffn.down] = true;
     if (mode != FfnMode::kPredicted) continue;
     const Weight& gate = model.weights[ffn.gate];
-    gate_rows_[ffn.layer] = Bundles(BundleShape::Rows(BundleShape::UpType(gate.tensor->type), gate.k, gate.n), nullptr);
+    gate_rows_[ffn.layer] = Bundles(BundleShape::Rows(BundleShape::UpType(gate.type()), gate.k, gate.n), nullptr);
     in_bundles_[ffn.gate] = true;
   }
 }
@@ -157,7 +185,7 @@ int64_t Weights::MatrixBytes(const Model& model) const {
   int64_t bytes = BundleBytes();
   for (size_t id = 0; id < model.weights.size(); ++id) {
     const Weight& weight = model.weights[id];
-    if (weight.matrix && !in_bundles_[id]) bytes += PackedMatrix::BytesFor(weight.tensor->type, weight.n, weight.k);
+    if (weight.matrix && !in_bundles_[id]) bytes += PackedMatrix::BytesFor(weight.type(), weight.n, weight.k);
   }
   return bytes;
 }
@@ -174,7 +202,7 @@ void Weights::Place(const Model& model, uint8_t* at) {
   for (size_t id = 0; id < model.weights.size(); ++id) {
     const Weight& weight = model.weights[id];
     if (!weight.matrix || in_bundles_[id]) continue;
-    matrices_[id] = PackedMatrix(weight.tensor->type, weight.n, weight.k, at);
+    matrices_[id] = PackedMatrix(weight.type(), weight.n, weight.k, at);
     at += matrices_[id].bytes();
   }
 }
@@ -222,13 +250,10 @@ void Weights::Pack(const GgufFile& file, const Model& model, Team& team, Isa isa
       const Task& task = tasks[i];
       if (i + kTasksAhead < tasks.size()) {
         const Task& ahead = tasks[i + kTasksAhead];
-        file.WillRead(ahead.read, ahead.read_bytes);
+        file.WillRead(ahead.read.data(), ahead.read.size());
       }
-      if (task.matrix)
-        task.matrix->PackPanels(task.source.data, task.begin, task.end, isa, task.source.row_bytes);
-      else
-        PackSlice(model, task, isa);
-      file.DoneWith(task.read, task.read_bytes);
+      PackTask(task, isa);
+      file.DoneWith(task.read.data(), task.read.size());
       const int64_t now = done.fetch_add(task.bytes, std::memory_order_relaxed) + task.bytes;
       if (member.index() == 0 && options.on_load) options.on_load(now, total);
     });
@@ -245,7 +270,7 @@ int64_t Weights::bytes() const {
 int64_t Weights::BytesFor(const Model& model) {
   int64_t bytes = 0;
   for (const Weight& weight : model.weights)
-    bytes += weight.matrix ? PackedMatrix::BytesFor(weight.tensor->type, weight.n, weight.k) : weight.n * 4;
+    bytes += weight.matrix ? PackedMatrix::BytesFor(weight.type(), weight.n, weight.k) : weight.n * 4;
   return bytes;
 }
 

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "models/gguf.h"
+#include "models/neuron_order.h"
 
 namespace thermocline {
 
@@ -154,14 +156,16 @@ struct Program {
 };
 
 // Rows [first_row, first_row + n), columns [first_k, first_k + k) of a tensor: all of it but in halves of a split
-// model, where n = 0 is a weight that this half has nothing of.
+// model, where n = 0 is a weight that this half has nothing of. models/weight_rows.h reads them.
 struct Weight {
   const Tensor* tensor;
   bool matrix;   // (N, K) to be packed; otherwise a vector of n floats
   int64_t n, k;  // k = 1 for vectors
   int64_t first_row = 0, first_k = 0;
+  std::shared_ptr<const NeuronOrder> rows{}, columns{};  // in which they are counted; null: as in the file
 
-  // From one row of the tensor to the next; where the first block of the weight stands.
+  DType type() const { return columns ? columns->TypeOf(tensor->type) : tensor->type; }  // in which it is held
+  // From one row of the tensor to the next; where the first block of the weight stands, if it has no order of its own.
   int64_t row_bytes() const;
   const uint8_t* data() const;
 };

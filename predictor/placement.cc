@@ -16,7 +16,12 @@ bool IsPlacementOf(const Placement& placement, const ModelConfig& config) {
   };
   if (placement.SplitsKv() && (placement.device_tokens <= 0 || placement.device_tokens % kPageTokens != 0))
     return false;
+  const auto orders = [&](const std::shared_ptr<const NeuronOrder>& order) {
+    return !order || order->size() == config.n_ff;
+  };
+  if (!placement.orders.empty() && placement.orders.size() != placement.layers.size()) return false;
   return placement.layers.size() == static_cast<size_t>(config.n_layer) &&
+         std::all_of(placement.orders.begin(), placement.orders.end(), orders) &&
          std::all_of(placement.layers.begin(), placement.layers.end(), fits);
 }
 

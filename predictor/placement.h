@@ -1,8 +1,8 @@
 // Which memory of the machine holds what of a model.
 //
-// An FFN is split by neuron: the device computes neurons [0, n_hot), the CPU the rest, and the two partial sums of
-// n_embd floats meet once per layer. Everything that a placement does not name (the embedding, which is gathered) stays
-// with the CPU; norms run where what reads them does.
+// An FFN is split by neuron: the device computes neurons [0, n_hot), in the file's order or hottest first, the CPU the
+// rest, and the two partial sums of n_embd floats meet once per layer. Everything that a placement does not name (the
+// embedding, which is gathered) stays with the CPU; norms run where what reads them does.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,7 @@ inline constexpr int kAllTokens = INT32_MAX;
 struct Placement {
   std::vector<LayerPlacement> layers;  // all of the model
   Memory head = Memory::kCpu;          // the last norm and the output product
+  NeuronOrders orders{};               // in which n_hot counts
   // Where a layer without a window has `kv` on the device, its pages hold the first so many tokens of each sequence
   // there, a multiple of kPageTokens, and the CPU has the pages of later ones, and attends to them.
   int device_tokens = kAllTokens;
@@ -37,7 +38,7 @@ struct Placement {
 
 // Everything with the CPU.
 Placement AllOnCpu(const ModelConfig& config);
-// Whether it is a placement of such a model: its layers, n_hot and kv as said above.
+// Whether it is a placement of such a model: its layers, n_hot, kv and orders as said above.
 bool IsPlacementOf(const Placement& placement, const ModelConfig& config);
 
 }  // namespace thermocline

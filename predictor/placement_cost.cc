@@ -37,7 +37,7 @@ int64_t WeightBytes(const Model& model, const Op& op) {
   int64_t bytes = 0;
   for (int i = 0; i < op.n_projections; ++i) {
     const Weight& weight = model.weights[op.projections[i].weight];
-    bytes += PackedBytes(weight.tensor->type, weight.n, weight.k);
+    bytes += PackedBytes(weight.type(), weight.n, weight.k);
   }
   return bytes;
 }
@@ -77,7 +77,8 @@ class CpuMeasurement {
       seconds.ffn += meter_.Row(op);
       seconds.gate += Products(op);
     } else if (down) {
-      seconds.up_down += Neurons(op.layer);  // whose input is not rounded as a whole
+      seconds.neurons = Neurons(op.layer);  // whose input is not rounded as a whole
+      seconds.up_down += seconds.neurons.At(active_[op.layer]);
     } else if (op.kind == OpKind::kLinear) {
       const BundleShape shape = Shape(op.layer);
       seconds.ffn += meter_.Row(op) + meter_.Spread(shape);
@@ -91,30 +92,56 @@ class CpuMeasurement {
     for (const GatedFfn& ffn : FindSparseFfns(model_, FfnMode::kThreshold)) {
       if (ffn.layer != layer) continue;
       const Weight &up = model_.weights[ffn.up], &down = model_.weights[ffn.down];
-      return {BundleShape::UpType(up.tensor->type), BundleShape::DownType(down.tensor->type), up.k, up.n};
+      return {BundleShape::UpType(up.type()), BundleShape::DownType(down.type()), up.k, up.n};
     }
     CHECK(false);
     return {};
   }
 
-  // Measured at two shares, and on a line between them: layers are many.
-  double Neurons(int layer) {
+  // Once for all layers of such a shape: layers are many.
+  const NeuronSeconds& Neurons(int layer) {
     const BundleShape shape = Shape(layer);
     const auto key = std::pair(shape.up, shape.down);
-    if (!neurons_.contains(key)) neurons_[key] = {meter_.Neurons(shape, kFew), meter_.Neurons(shape, kMany)};
-    const auto [few, many] = neurons_[key];
-    return std::max(0.0, few + (many - few) * (active_[layer] - kFew) / (kMany - kFew));
+    if (const auto known = neurons_.find(key); known != neurons_.end()) return known->second;
+    std::array<double, NeuronSeconds::kShares.size()> measured;
+    for (size_t i = 0; i < measured.size(); ++i) measured[i] = meter_.Neurons(shape, NeuronSeconds::kShares[i]);
+    return neurons_[key] = NeuronSeconds(measured);
   }
 
-  static constexpr double kFew = 0.1, kMany = 0.6;
   const Model& model_;
   const std::vector<double>& active_;
   DecodeMeter meter_;
   std::vector<bool> bundled_;
-  std::map<std::pair<DType, DType>, std::pair<double, double>> neurons_;
+  std::map<std::pair<DType, DType>, NeuronSeconds> neurons_;
 };
 
+// What stays with the CPU wherever everything else is: tables that are gathered from. With a tied embedding the head is
+// one of them.
+void CountTables(const Model& model, PlacementProblem& problem) {
+  std::vector<WeightId> tables, heads;
+  for (const Op& op : model.program.ops) {
+    if (op.kind == OpKind::kEmbed) tables = {op.weight, op.positions};
+    if (op.kind == OpKind::kLinear && op.layer < 0) heads.push_back(op.projections[0].weight);
+  }
+  for (const WeightId id : tables) {
+    if (id < 0) continue;
+    const Weight& weight = model.weights[id];
+    problem.cpu_only_bytes += PackedBytes(weight.type(), weight.n, weight.k);
+    problem.cpu_keeps_head |= std::find(heads.begin(), heads.end(), id) != heads.end();
+  }
+}
+
 }  // namespace
+
+NeuronSeconds::NeuronSeconds(const std::array<double, 3>& measured) : seconds_(measured) {
+  for (size_t i = 1; i < seconds_.size(); ++i) seconds_[i] = std::max(seconds_[i], seconds_[i - 1]);
+}
+
+double NeuronSeconds::At(double share) const {
+  const size_t i = share < kShares[1] ? 0 : 1;
+  const double slope = (seconds_[i + 1] - seconds_[i]) / (kShares[i + 1] - kShares[i]);
+  return std::max(0.0, seconds_[i] + slope * (share - kShares[i]));
+}
 
 double CpuSeconds::sum() const {
   double sum = head;
@@ -130,7 +157,7 @@ CpuSeconds MeasureCpu(const Model& model, FfnMode mode, const std::vector<double
 }
 
 PlacementProblem MakeProblem(const Model& model, const CpuSeconds& cpu, const DeviceRates& device, KvTypes kv_types,
-                             int n_tokens, int64_t cpu_bytes, int64_t device_bytes) {
+                             int n_tokens, const std::vector<std::vector<double>>& heat) {
   const ModelConfig& config = model.config;
   const auto transfer = [&](int64_t floats) {
     return device.transfer_s + 4 * static_cast<double>(floats) / device.transfer_bytes_per_s;
@@ -139,8 +166,6 @@ PlacementProblem MakeProblem(const Model& model, const CpuSeconds& cpu, const De
   PlacementProblem problem;
   problem.n_ff = config.n_ff;
   problem.layers.resize(cpu.layers.size());
-  problem.cpu_bytes = cpu_bytes;
-  problem.device_bytes = device_bytes;
   problem.handover_s = transfer(config.n_embd);
   problem.merge_s = 2 * transfer(config.n_embd);
   std::vector<int64_t> ffn_bytes(cpu.layers.size());
@@ -169,6 +194,7 @@ PlacementProblem MakeProblem(const Model& model, const CpuSeconds& cpu, const De
       layer.ffn.device_s += device.launch_s;
     }
   }
+  CountTables(model, problem);
   problem.head.cpu_s = cpu.head;
   problem.head.device_s += transfer(config.n_vocab);
   for (size_t l = 0; l < cpu.layers.size(); ++l) {
@@ -179,8 +205,9 @@ PlacementProblem MakeProblem(const Model& model, const CpuSeconds& cpu, const De
     layer.ffn.cpu_s = seconds.ffn;
     for (int64_t begin = 0; begin < config.n_ff; begin += kHotBlock) {
       const int64_t n = std::min<int64_t>(kHotBlock, config.n_ff - begin), bytes = ffn_bytes[l] * n / config.n_ff;
-      const double share = static_cast<double>(n) / static_cast<double>(config.n_ff);
-      layer.neurons.push_back({(seconds.gate + seconds.up_down) * share, read(bytes), bytes});
+      const double part = static_cast<double>(n) / static_cast<double>(config.n_ff);
+      const double up_down = heat.empty() ? seconds.up_down : seconds.neurons.At(heat[l][begin / kHotBlock]);
+      layer.neurons.push_back({(seconds.gate + up_down) * part, read(bytes), bytes});
     }
   }
   return problem;

@@ -1,6 +1,7 @@
 // From a model and what its machine can do to the problem that a placement solves.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "cpu/bundle_ffn.h"
@@ -18,12 +19,29 @@ struct DeviceRates {
   double transfer_bytes_per_s = 0;  // beyond that
 };
 
+// What up and down of a layer take in bundles, in seconds, by the share of its neurons that fire: measured at a few,
+// and on lines between them. Never falls.
+class NeuronSeconds {
+ public:
+  // Most neurons of a model with 90 % silent are far colder than its mean; the scales that they share are then read for
+  // few of them.
+  static constexpr std::array<double, 3> kShares = {0.02, 0.1, 0.6};
+
+  NeuronSeconds() = default;  // 0
+  explicit NeuronSeconds(const std::array<double, 3>& measured);
+  double At(double share) const;
+
+ private:
+  std::array<double, 3> seconds_{};
+};
+
 // Of one generated row on the CPU, in seconds, by layer.
 struct CpuLayerSeconds {
-  double attention;      // from the layer's first op to the product behind attention, without attention itself
-  double kv;             // attention
-  double ffn;            // what an FFN takes besides its products
-  double gate, up_down;  // kDense: all three products are in `gate`
+  double attention;       // from the layer's first op to the product behind attention, without attention itself
+  double kv;              // attention
+  double ffn;             // what an FFN takes besides its products
+  double gate, up_down;   // kDense: all three products are in `gate`
+  NeuronSeconds neurons;  // of which up_down is what the layer's mean takes
 };
 struct CpuSeconds {
   std::vector<CpuLayerSeconds> layers;
@@ -36,8 +54,9 @@ struct CpuSeconds {
 CpuSeconds MeasureCpu(const Model& model, FfnMode mode, const std::vector<double>& active, KvTypes kv_types,
                       int n_threads, int n_tokens);
 
-// Neurons of a layer count as equally hot: they stand in memory as they do in the file.
+// `heat`, by layer and block of kHotBlock: the share of tokens for which its neurons fire, never rising (BlockHeat of
+// predictor/heat_order.h); empty: all neurons of a layer count as equally hot.
 PlacementProblem MakeProblem(const Model& model, const CpuSeconds& cpu, const DeviceRates& device, KvTypes kv_types,
-                             int n_tokens, int64_t cpu_bytes, int64_t device_bytes);
+                             int n_tokens, const std::vector<std::vector<double>>& heat = {});
 
 }  // namespace thermocline

@@ -53,9 +53,9 @@ class IntegerProgram {
   IntegerProgram(const PlacementProblem& problem, bool layers_only) : problem_(problem) {
     for (const LayerCost& layer : problem.layers) CHECK(IsHottestFirst(layer));
     const auto n_layers = std::ssize(problem.layers);
-    memory_row_ =
-        AddRow(BytesInAll(problem) <= problem.cpu_bytes ? -kFree : ToUnits(BytesInAll(problem) - problem.cpu_bytes),
-               ToUnits(problem.device_bytes));
+    memory_row_ = AddRow(-kFree, ToUnits(problem.device_bytes));
+    if (BytesInAll(problem) > problem.cpu_bytes)
+      relief_row_ = AddRow(ToUnits(BytesInAll(problem) - problem.cpu_bytes), kFree);
     int last_attention = -1;
     for (int64_t l = 0; l < n_layers; ++l) {
       AddLayer(problem.layers[l], last_attention, layers_only);
@@ -64,6 +64,7 @@ class IntegerProgram {
     head_ = AddBinary(problem.head.device_s - problem.head.cpu_s);
     constant_ += problem.head.cpu_s;
     Put(memory_row_, head_, ToUnits(problem.head.bytes));
+    if (relief_row_ >= 0 && !problem.cpu_keeps_head) Put(relief_row_, head_, ToUnits(problem.head.bytes));
     AddHandover(head_, last_attention);
   }
 
@@ -95,6 +96,11 @@ class IntegerProgram {
     return static_cast<int>(row_lower_.size()) - 1;
   }
   void Put(int row, int column, double value) { columns_of_program_[column].entries.emplace_back(row, value); }
+  // A part that takes so much of the device's memory, and leaves as much of the CPU's free.
+  void PutBytes(int column, int64_t bytes) {
+    Put(memory_row_, column, ToUnits(bytes));
+    if (relief_row_ >= 0) Put(relief_row_, column, ToUnits(bytes));
+  }
   // sum of value * column >= lower.
   void AddAtLeast(double lower, std::initializer_list<std::pair<int, double>> terms) {
     const int row = AddRow(lower, kFree);
@@ -115,8 +121,8 @@ class IntegerProgram {
     layer.attention = AddBinary(cost.attention.device_s - cost.attention.cpu_s + problem_.merge_s);
     layer.kv = AddBinary(cost.kv.device_s - cost.kv.cpu_s - problem_.merge_s);
     constant_ += cost.attention.cpu_s + cost.kv.cpu_s;
-    Put(memory_row_, layer.attention, ToUnits(cost.attention.bytes));
-    Put(memory_row_, layer.kv, ToUnits(cost.kv.bytes));
+    PutBytes(layer.attention, cost.attention.bytes);
+    PutBytes(layer.kv, cost.kv.bytes);
     AddAtLeast(0, {{layer.attention, 1}, {layer.kv, -1}});
     AddHandover(layer.attention, last_attention);
 
@@ -126,8 +132,8 @@ class IntegerProgram {
     const int any = AddBinary(0), all = AddBinary(0);
     AddAtLeast(0, {{any, n}, {layer.hot, -1}});
     AddAtLeast(0, {{layer.hot, 1}, {all, -n}});
-    Put(memory_row_, layer.hot, ToUnits(first.bytes));
-    Put(memory_row_, all, ToUnits(last.bytes - first.bytes));
+    PutBytes(layer.hot, first.bytes);
+    PutBytes(all, last.bytes - first.bytes);
     const double block = first.device_s * kTimeUnit, shorter = (first.device_s - last.device_s) * kTimeUnit;
     AddAtLeast(0, {{time, 1}, {layer.hot, -block}, {all, shorter}, {any, -cost.ffn.device_s * kTimeUnit}});
     AddTangents(cost, time, layer.hot, all);
@@ -176,7 +182,7 @@ class IntegerProgram {
   std::vector<Column> columns_of_program_;
   std::vector<double> row_lower_, row_upper_;
   std::vector<Layer> columns_;
-  int memory_row_ = -1, head_ = -1;
+  int memory_row_ = -1, relief_row_ = -1, head_ = -1;
   double constant_ = 0;  // seconds
 };
 
@@ -216,7 +222,7 @@ SolvedPlacement IntegerProgram::Solve(const Placement& start, const SolverOption
 }  // namespace
 
 int64_t BytesInAll(const PlacementProblem& problem) {
-  int64_t bytes = problem.head.bytes;
+  int64_t bytes = problem.cpu_only_bytes + (problem.cpu_keeps_head ? 0 : problem.head.bytes);
   for (const LayerCost& layer : problem.layers) {
     bytes += layer.attention.bytes + layer.kv.bytes;
     for (const PartCost& block : layer.neurons) bytes += block.bytes;
@@ -259,12 +265,19 @@ int64_t BytesOnDevice(const PlacementProblem& problem, const Placement& placemen
   return bytes;
 }
 
+int64_t BytesOnCpu(const PlacementProblem& problem, const Placement& placement) {
+  const bool copied = problem.cpu_keeps_head && placement.head == Memory::kDevice;
+  return BytesInAll(problem) - BytesOnDevice(problem, placement) + (copied ? problem.head.bytes : 0);
+}
+
 bool Fits(const PlacementProblem& problem, const Placement& placement) {
-  const int64_t device = BytesOnDevice(problem, placement);
-  return device <= problem.device_bytes && BytesInAll(problem) - device <= problem.cpu_bytes;
+  return BytesOnDevice(problem, placement) <= problem.device_bytes &&
+         BytesOnCpu(problem, placement) <= problem.cpu_bytes;
 }
 
 namespace {
+
+constexpr int64_t kSimpleShares = 64;
 
 // The best of a few simple placements: what the search has to beat, and what remains when its time is over.
 Placement BestSimple(const PlacementProblem& problem, bool layers_only) {
@@ -281,7 +294,7 @@ Placement BestSimple(const PlacementProblem& problem, bool layers_only) {
     }
   };
   constexpr LayerPlacement kAttention{0, Memory::kDevice, Memory::kDevice};
-  for (int64_t j = 1; j <= n; ++j)  // the last j layers as a whole
+  for (int64_t j = n; j > 0; j -= std::max<int64_t>(1, n / kSimpleShares))  // the last j layers as a whole
     offer([&] {
       Placement placement = on_cpu;
       std::fill(placement.layers.end() - j, placement.layers.end(),
@@ -290,8 +303,9 @@ Placement BestSimple(const PlacementProblem& problem, bool layers_only) {
     }());
   if (layers_only) return best;
   const int64_t n_blocks = problem.layers.empty() ? 0 : std::ssize(problem.layers[0].neurons);
+  const int64_t step = std::max<int64_t>(1, n_blocks / kSimpleShares);
   for (const bool attention : {false, true})  // the same share of every layer
-    for (int64_t hot = 0; hot <= n_blocks; ++hot) {
+    for (int64_t hot = 0; hot <= n_blocks; hot += step) {
       Placement placement = on_cpu;
       for (LayerPlacement& layer : placement.layers) {
         if (attention) layer = kAttention;

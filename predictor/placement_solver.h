@@ -33,13 +33,16 @@ struct PlacementProblem {
   PartCost head;
   double merge_s = 0;     // to the other side and back: an FFN of both, or one away from the attention; KV likewise
   double handover_s = 0;  // one way, where the next layer's attention or the head is on the other side
+  int64_t cpu_only_bytes = 0;                       // of tables that stay with the CPU
+  bool cpu_keeps_head = false;                      // the head's weights are among them: on the device they are a copy
   int64_t cpu_bytes = INT64_MAX, device_bytes = 0;  // that may be taken
 };
 
 // Of a placement of that shape.
 double SecondsPerToken(const PlacementProblem& problem, const Placement& placement);
 int64_t BytesOnDevice(const PlacementProblem& problem, const Placement& placement);
-int64_t BytesInAll(const PlacementProblem& problem);  // in both memories together
+int64_t BytesOnCpu(const PlacementProblem& problem, const Placement& placement);
+int64_t BytesInAll(const PlacementProblem& problem);  // of both memories, nothing twice
 bool Fits(const PlacementProblem& problem, const Placement& placement);
 
 struct SolverOptions {

@@ -11,14 +11,13 @@
 #include "models/error.h"
 #include "models/limits.h"
 #include "models/quoted.h"
+#include "predictor/heat.h"
 #include "runtime/emulated_ops.h"
 #include "runtime/placement_file.h"
 #include "runtime/text_io.h"
 
 namespace thermocline {
 namespace {
-
-constexpr int64_t kEmulatedBytes = int64_t{1} << 30;  // unless --vram says
 
 std::optional<int> ParseIndex(const std::string& text) {
   int index = -1;
@@ -27,7 +26,19 @@ std::optional<int> ParseIndex(const std::string& text) {
   return index;
 }
 
+const char* WhyNone() { return BuiltForDevices() ? "no GPU that CUDA can use is here" : "this build is without CUDA"; }
+
 }  // namespace
+
+int GpuIndex(const std::string& text) {
+  const std::optional<int> index = ParseIndex(text);
+  if (!index) throw UsageError(fmt::format("--gpu: {} is no number of a GPU", Quoted(text)));
+  const auto n = std::ssize(FindDevices());
+  if (*index >= n)
+    throw Error("--gpu {}: {}. Leave the flag out, and the CPU computes everything.", *index,
+                n == 0 ? WhyNone() : fmt::format("the GPUs here are 0 to {}", n - 1).c_str());
+  return *index;
+}
 
 std::optional<int64_t> ParseSize(const std::string& text) {
   double value = 0;
@@ -53,42 +64,75 @@ void DeviceFlags::AddFlags(CommandLine& line) {
                "Memory of the device to use, as 6G or 800M (what is free but for a reserve; emulated: 1G)");
   line.AddText("--placement", "FILE", &placement_,
                "What the device gets, as `plan --json` printed it (as much as its memory holds)");
+  line.AddText(
+      "--heat", "FILE", &heat_,
+      "What `profile` learned of which neurons fire, so that the device gets the hottest (beside the model, by "
+      "its name)");
 }
 
 void DeviceFlags::Check() const {
   const std::string gpu = gpu_.value_or("auto");
   if (gpu != "auto" && gpu != "off" && gpu != "emulated" && !ParseIndex(gpu))
     throw UsageError(fmt::format("--gpu: {} is none of auto, off, emulated, and no number of a GPU", Quoted(gpu)));
+  if (gpu == "off" && heat_) throw UsageError("--heat is for a device, and --gpu off is for none");
   if (gpu == "off" && placement_) throw UsageError("--placement is for a device, and --gpu off is for none");
   if (vram_ && !ParseSize(*vram_))
     throw UsageError(fmt::format("--vram: {} is no size like 6G, 800M or 123456789", Quoted(*vram_)));
 }
 
-DeviceOptions DeviceFlags::Open() const {
+DeviceOptions DeviceFlags::Open(const GgufFile& file, const Model& model, FfnMode ffn) const {
+  DeviceOptions options = OpenDevice();
+  if (options.device) Place(file, model, ffn, options);
+  return options;
+}
+
+std::optional<Heat> DeviceFlags::ReadHeatOf(const GgufFile& file, const Model& model) const {
+  const std::filesystem::path path = heat_ ? std::filesystem::path(*heat_) : HeatPath(file.path());
+  std::error_code error;
+  if (!heat_ && !std::filesystem::exists(path, error)) return std::nullopt;
+  return ReadHeat(path, file, model.config);
+}
+
+void DeviceFlags::Place(const GgufFile& file, const Model& model, FfnMode ffn, DeviceOptions& options) const {
+  if (placement_) {
+    options.placement = ReadPlacement(*placement_, [&](HeatOrder by) {
+      const std::optional<Heat> heat = ReadHeatOf(file, model);
+      if (!heat)
+        throw Error("{}: it counts on which neurons fire, and {} is missing; name the .heat file with --heat",
+                    *placement_, HeatPath(file.path()).string());
+      return HottestFirst(model, *heat, by);
+    });
+  }
+  // kDense reads all neurons, however hot; predictors name them in the file's order.
+  if (ffn == FfnMode::kDense || ffn == FfnMode::kPredicted) return;
+  try {
+    const std::optional<Heat> heat = ReadHeatOf(file, model);
+    if (heat && !heat->targets.empty()) options.hot = ByHeat(model, *heat, FreeOrder(model));
+  } catch (const Error& error) {
+    if (heat_) throw;
+    options.on_note(fmt::format("{}; neurons count as equally hot", error.what()));
+  }
+}
+
+DeviceOptions DeviceFlags::OpenDevice() const {
   const std::string gpu = gpu_.value_or("auto");
   DeviceOptions options;
   options.on_note = [](const std::string& text) { Note("{}", TerminalSafe(text)); };
   if (gpu == "off") return options;
-  if (placement_) options.placement = ReadPlacement(*placement_);
   const int64_t budget = vram_ ? *ParseSize(*vram_) : 0;
   if (gpu == "emulated") {
     options.device = std::make_shared<EmulatedDevice>(
         EmulatedDeviceOptions{.budget_bytes = vram_ ? budget : kEmulatedBytes}, MakeEmulatedOps());
     return options;
   }
-  const int n_devices = static_cast<int>(FindDevices().size());
-  const char* why_none = BuiltForDevices() ? "no GPU that CUDA can use is here" : "this build is without CUDA";
-  if (gpu == "auto" && n_devices == 0) {
+  if (gpu == "auto" && FindDevices().empty()) {
     // Who asks for nothing is not told what a build cannot do anyway.
-    if (gpu_ || vram_ || placement_ || BuiltForDevices()) Note("{}: the CPU computes everything", why_none);
+    if (gpu_ || vram_ || placement_ || BuiltForDevices()) Note("{}: the CPU computes everything", WhyNone());
     return options;
   }
-  const int index = gpu == "auto" ? 0 : *ParseIndex(gpu);
-  if (index >= n_devices)
-    throw Error("--gpu {}: {}. Leave the flag out, and the CPU computes everything.", index,
-                n_devices == 0 ? why_none : fmt::format("the GPUs here are 0 to {}", n_devices - 1).c_str());
+  const int index = gpu == "auto" ? 0 : GpuIndex(gpu);
   try {
-    options.device = OpenDevice(index, vram_ ? std::max<int64_t>(budget, 1) : 0);
+    options.device = thermocline::OpenDevice(index, vram_ ? std::max<int64_t>(budget, 1) : 0);
   } catch (const DeviceError& error) {
     if (gpu != "auto") throw;
     Note("{}; the CPU computes everything", TerminalSafe(error.what()));

@@ -17,15 +17,19 @@ constexpr int64_t kStreamShare = 8;
 
 bool SupportsWeightsOf(const Device& device, const Model& model, const Op& op) {
   for (int i = 0; i < op.n_projections; ++i)
-    if (!device.Supports(model.weights[op.projections[i].weight].tensor->type)) return false;
+    if (!device.Supports(model.weights[op.projections[i].weight].type())) return false;
   return true;
 }
 
 // Placements in the order in which a device's memory is filled, by a step from 0 on, where nothing is on the device.
 class Filling {
  public:
-  Filling(const Device& device, const Model& model, KvTypes kv_types, bool with_head)
-      : device_(device), model_(model), kv_types_(kv_types), with_head_(with_head) {}
+  Filling(const Device& device, const Model& model, KvTypes kv_types, const HotNeurons* hot, bool with_head)
+      : device_(device), model_(model), kv_types_(kv_types), hot_(hot), with_head_(with_head) {
+    for (int64_t block = 0; block < n_blocks(); ++block)
+      for (int layer = 0; layer < n_layer(); ++layer) blocks_.push_back({layer, hot ? hot->heat[layer][block] : 0});
+    std::stable_sort(blocks_.begin(), blocks_.end(), [](const Block& a, const Block& b) { return a.heat > b.heat; });
+  }
 
   int64_t n_layer() const { return model_.config.n_layer; }
   int64_t n_blocks() const { return (model_.config.n_ff + kHotBlock - 1) / kHotBlock; }  // per layer
@@ -33,13 +37,11 @@ class Filling {
 
   Placement At(int64_t step) const {
     Placement placement = AllOnCpu(model_.config);
-    for (int64_t i = 0; i < n_layer(); ++i) {
-      LayerPlacement& layer = placement.layers[i];
-      if (i < step && device_.SupportsKv(kv_types_)) layer.attention = layer.kv = Memory::kDevice;
-      const int64_t blocks = std::max<int64_t>(0, step - n_layer() - with_head_);
-      const int64_t here = blocks / n_layer() + (i < blocks % n_layer());
-      layer.n_hot = std::min<int64_t>(here * kHotBlock, model_.config.n_ff);
-    }
+    if (hot_) placement.orders = hot_->orders;
+    for (int64_t i = 0; i < std::min(step, n_layer()); ++i)
+      if (device_.SupportsKv(kv_types_)) placement.layers[i].attention = placement.layers[i].kv = Memory::kDevice;
+    for (int64_t i = 0; i < step - n_layer() - with_head_; ++i) placement.layers[blocks_[i].layer].n_hot += kHotBlock;
+    for (LayerPlacement& layer : placement.layers) layer.n_hot = std::min<int64_t>(layer.n_hot, model_.config.n_ff);
     if (with_head_ && step > n_layer()) placement.head = Memory::kDevice;
     return Restrict(device_, model_, kv_types_, std::move(placement));
   }
@@ -48,7 +50,13 @@ class Filling {
   const Device& device_;
   const Model& model_;
   const KvTypes kv_types_;
+  const HotNeurons* const hot_;
   const bool with_head_;
+  struct Block {
+    int layer;
+    double heat;
+  };
+  std::vector<Block> blocks_;  // hottest first; those alike in turn from each layer
 };
 
 }  // namespace
@@ -70,8 +78,9 @@ bool UsesDevice(const Placement& placement) {
 Placement Restrict(const Device& device, const Model& model, KvTypes kv_types, Placement placement) {
   for (LayerPlacement& layer : placement.layers)
     if (!device.SupportsKv(kv_types)) layer.kv = Memory::kCpu;
-  for (const Op& op : model.program.ops) {
-    if (op.kind != OpKind::kLinear || SupportsWeightsOf(device, model, op)) continue;
+  const Model ordered = Reorder(model, placement.orders);
+  for (const Op& op : ordered.program.ops) {
+    if (op.kind != OpKind::kLinear || SupportsWeightsOf(device, ordered, op)) continue;
     if (op.layer < 0)
       placement.head = Memory::kCpu;
     else if (op.in == Slot::kGate || op.projections[0].out == Slot::kGate)
@@ -85,7 +94,7 @@ Placement Restrict(const Device& device, const Model& model, KvTypes kv_types, P
 int64_t SuitablePieceBytes(int64_t budget_bytes) { return std::min(kMaxPieceBytes, budget_bytes / kPieceShare); }
 
 Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types, FfnMode ffn, const StepLimits& limits,
-                     int64_t budget_bytes, int64_t piece_bytes) {
+                     int64_t budget_bytes, int64_t piece_bytes, const HotNeurons* hot) {
   if (piece_bytes == 0) piece_bytes = SuitablePieceBytes(budget_bytes);
   const auto total = [&](const Placement& placement, bool streams) {
     const SplitModel split = Split(model, placement);
@@ -96,8 +105,8 @@ Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types,
   };
   const auto fill = [&](bool streams) {
     const auto fits = [&](const Placement& placement) { return total(placement, streams) <= budget_bytes; };
-    const Filling filling_head(device, model, kv_types, true);
-    const Filling filling(device, model, kv_types, fits(filling_head.At(filling_head.n_layer() + 1)));
+    const Filling filling_head(device, model, kv_types, hot, true);
+    const Filling filling(device, model, kv_types, hot, fits(filling_head.At(filling_head.n_layer() + 1)));
     int64_t good = 0, bad = filling.last() + 1;
     while (bad - good > 1) {
       const int64_t middle = (good + bad) / 2;

@@ -1,10 +1,11 @@
 // What of a model goes to a device of limited memory when nobody has measured anything: keys and values with their
-// attention first, then the output head, then as many neurons of every layer.
+// attention first, then the output head, then as many neurons of every layer, or the hottest of all.
 #pragma once
 
 #include <string>
 
 #include "gpu/device.h"
+#include "predictor/heat_order.h"
 #include "predictor/placement.h"
 #include "runtime/device_side.h"
 
@@ -12,9 +13,9 @@ namespace thermocline {
 
 // The most that fits `budget_bytes`, of weights that the device can multiply, beside what it takes to stream the rest
 // for prompts, unless that is much of so little memory. ffn: how the CPU will hold its part of FFNs; piece_bytes 0:
-// as many as suit the memory.
+// as many as suit the memory; hot: what is known of heat, or null.
 Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types, FfnMode ffn, const StepLimits& limits,
-                     int64_t budget_bytes, int64_t piece_bytes);
+                     int64_t budget_bytes, int64_t piece_bytes, const HotNeurons* hot);
 // Of a streamed weight, in that much memory.
 int64_t SuitablePieceBytes(int64_t budget_bytes);
 // `placement` without the weights that the device cannot multiply, and keys and values that it cannot hold.

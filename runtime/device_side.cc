@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "models/check.h"
+#include "models/weight_rows.h"
 #include "runtime/kv_cache.h"
 
 namespace thermocline {
@@ -39,8 +40,8 @@ void PlaceWeights(const Device& device, const Model& half, Places& places, Devic
     const Weight& weight = half.weights[id];
     if (weight.n == 0) continue;
     if (weight.matrix)
-      map.matrices[id] = {weight.tensor->type, weight.n, weight.k,
-                          places.Next(device.MatrixBytes(weight.tensor->type, weight.n, weight.k))};
+      map.matrices[id] = {weight.type(), weight.n, weight.k,
+                          places.Next(device.MatrixBytes(weight.type(), weight.n, weight.k))};
     else
       map.vectors[id] = places.Next(weight.n * static_cast<int64_t>(sizeof(float)));
   }
@@ -190,8 +191,7 @@ void DeviceSide::Load(const GgufFile& file, Team& team, Isa isa, const std::func
       Upload(weight, map_.matrices[id], team, isa, progress);
       continue;
     }
-    vectors[id].resize(weight.n);
-    Dequantize(weight.tensor->type, weight.data(), weight.n, vectors[id].data());
+    vectors[id] = VectorOf(weight);
     device_.Upload(map_.vectors[id],
                    {reinterpret_cast<const uint8_t*>(vectors[id].data()), vectors[id].size() * sizeof(float)});
   }
@@ -210,12 +210,14 @@ void DeviceSide::Upload(const Weight& weight, const DeviceMatrix& to, Team& team
   const int64_t panel_bytes = PackedBytes(to.type, kPanelRows, to.k);
   const int64_t together = std::max<int64_t>(1, kUploadBytes / panel_bytes);
   const Buffer panels(std::min(together, n_panels) * panel_bytes, "the weights");
-  const FileRows rows{weight.data(), weight.row_bytes()};
   for (int64_t begin = 0; begin < n_panels; begin += together) {
     const int64_t end = std::min(begin + together, n_panels);
     team.Run([&](Team::Member& member) {
       member.For(end - begin, 1, [&](int64_t i, int64_t) {
-        PackPanelRun(to.type, rows, to.n, to.k, begin + i, begin + i + 1, isa, panels.data() + i * panel_bytes);
+        std::vector<uint8_t> scratch;
+        const int64_t first = (begin + i) * kPanelRows, n = std::min<int64_t>(kPanelRows, to.n - first);
+        const FileRows rows = RowsAs(to.type, weight, first, n, weight.first_k, to.k, scratch);
+        PackPanelRun(to.type, rows, n, to.k, 0, 1, isa, panels.data() + i * panel_bytes);
       });
     });
     device_.UploadPanels(to, begin, end, panels.data());

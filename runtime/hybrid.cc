@@ -40,13 +40,18 @@ std::unique_ptr<Hybrid> Hybrid::Load(const GgufFile& file, const Model& model, T
         "the placement does not fit {}: it takes {} layers, n_hot up to {} in steps of {}, and keys and values on the "
         "device only where attention is",
         file.path(), model.config.n_layer, model.config.n_ff, kHotBlock);
+  if (load.ffn == FfnMode::kPredicted && options.placement && HashOf(options.placement->orders) != 0)
+    throw Error(
+        "--sparsity predicted names neurons in the file's order, and the placement puts the hottest first; plan "
+        "with --order file");
   Device& device = *options.device;
+  const HotNeurons* hot = options.hot ? &*options.hot : nullptr;
   const auto note = [&](const std::string& text) {
     if (options.on_note) options.on_note(text);
   };
   int64_t budget = device.free_bytes();
   const int64_t piece_bytes = options.stream.piece_bytes;
-  const auto fill = [&] { return FillDevice(device, model, kv_types, load.ffn, limits, budget, piece_bytes); };
+  const auto fill = [&] { return FillDevice(device, model, kv_types, load.ffn, limits, budget, piece_bytes, hot); };
   Placement placement = options.placement ? Restrict(device, model, kv_types, *options.placement) : fill();
   try {
     for (; UsesDevice(placement); placement = fill()) {

@@ -25,6 +25,7 @@ struct DeviceOptions {
   // Called before loading with what goes where, and with what went wrong that is no error; may be empty.
   std::function<void(const std::string& text)> on_note{};
   StreamOptions stream{};
+  std::optional<HotNeurons> hot{};  // what is known of heat, where nobody placed anything
 };
 
 class Hybrid {

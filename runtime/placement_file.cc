@@ -40,18 +40,34 @@ Memory ReadMemory(const Json& object, const char* key, const std::string& where)
   throw Error("{}: \"{}\" is neither \"CPU\" nor \"device\"", where, key);
 }
 
+std::string Hex(uint64_t value) { return fmt::format("{:016x}", value); }
+
+NeuronOrders ReadOrders(const Json& order, const std::string& where,
+                        const std::function<NeuronOrders(HeatOrder)>& orders) {
+  const std::string here = fmt::format("{}: \"order\"", where);
+  const Json &by = Member(order, "by", here), &hash = Member(order, "hash", here);
+  const std::optional<HeatOrder> known =
+      by.is_string() ? FindHeatOrder(by.get_ref<const std::string&>()) : std::nullopt;
+  if (!known) throw Error("{}: \"order\" is by neither \"blocks\" nor \"neurons\"", where);
+  NeuronOrders today = orders(*known);
+  if (hash != Hex(HashOf(today)))
+    throw Error("{}: it counts neurons in another order than the .heat file tells of; plan anew", where);
+  return today;
+}
+
 }  // namespace
 
 const char* Name(Memory memory) { return memory == Memory::kDevice ? "device" : "CPU"; }
 
-void WritePlacement(const Placement& placement, nlohmann::ordered_json& out) {
+void WritePlacement(const Placement& placement, std::optional<HeatOrder> by, nlohmann::ordered_json& out) {
+  if (by) out["order"] = {{"by", Name(*by)}, {"hash", Hex(HashOf(placement.orders))}};
   out["head"] = Name(placement.head);
   auto& layers = out["layers"] = nlohmann::ordered_json::array();
   for (const LayerPlacement& layer : placement.layers)
     layers.push_back({{"n_hot", layer.n_hot}, {"attention", Name(layer.attention)}, {"kv", Name(layer.kv)}});
 }
 
-Placement ReadPlacement(const std::filesystem::path& path) {
+Placement ReadPlacement(const std::filesystem::path& path, const std::function<NeuronOrders(HeatOrder)>& orders) {
   const Json json = Parse(path);
   const Json* plan = &json;
   if (json.is_object() && json.contains("plans")) {
@@ -60,6 +76,7 @@ Placement ReadPlacement(const std::filesystem::path& path) {
   }
   Placement placement;
   placement.head = ReadMemory(*plan, "head", path.string());
+  if (plan->contains("order")) placement.orders = ReadOrders((*plan)["order"], path.string(), orders);
   const Json& layers = Member(*plan, "layers", path.string());
   if (!layers.is_array() || layers.size() > kMaxLayers)
     throw Error("{}: \"layers\" is no list of layers", path.string());

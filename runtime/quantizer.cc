@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <mutex>
 
@@ -12,6 +13,7 @@
 #include "models/error.h"
 #include "models/gguf_writer.h"
 #include "models/quantize.h"
+#include "models/weight_rows.h"
 #include "runtime/progress.h"
 
 namespace thermocline {
@@ -141,9 +143,24 @@ std::vector<float> ReadRows(const GgufFile& file, const Tensor& tensor, int64_t 
   return rows;
 }
 
+namespace {
+
+std::vector<float> ReadOrdered(const GgufFile& file, const Weight& weight, int64_t begin, int64_t end) {
+  std::vector<uint8_t> scratch;
+  const FileRows read = RowsAs(DType::kF32, weight, begin, end - begin, 0, weight.k, scratch);
+  std::vector<float> rows(static_cast<size_t>((end - begin) * weight.k));
+  for (int64_t i = 0; i < end - begin; ++i)
+    std::memcpy(rows.data() + i * weight.k, read.data + i * read.row_bytes, static_cast<size_t>(weight.k) * 4);
+  CheckWeights(file, *weight.tensor, begin, rows);
+  return rows;
+}
+
+}  // namespace
+
 std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DType type, const Feedback* feedback,
-                                  Team& team) {
-  const int64_t k = tensor.ne[0], n = tensor.ne[1];
+                                  Team& team, const Weight* ordered) {
+  const bool vector = ordered && !ordered->matrix;
+  const int64_t k = vector ? 1 : tensor.ne[0], n = vector ? tensor.ne[0] : tensor.ne[1];
   const int64_t row_bytes = k / Info(type).block * Info(type).block_bytes;
   CHECK(feedback == nullptr || feedback->k == k);
   const VectorOps& ops = VectorOpsFor(ChooseIsa());
@@ -156,7 +173,8 @@ std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DT
   team.Run([&](Team::Member& member) {
     member.For(n, std::max<int64_t>(24, kChunkWeights / k), [&](int64_t begin, int64_t end) {
       try {
-        const std::vector<float> rows = ReadRows(file, tensor, begin, end);
+        const std::vector<float> rows =
+            ordered ? ReadOrdered(file, *ordered, begin, end) : ReadRows(file, tensor, begin, end);
         if (feeds_back) {
           QuantizeWithFeedback(type, *feedback, rows, bytes.data() + begin * row_bytes, ops);
           return;
@@ -178,7 +196,8 @@ std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DT
 }
 
 void WriteQuantized(const GgufFile& file, std::span<const DType> types,
-                    const std::function<std::vector<uint8_t>(size_t i)>& encode, OutputFile& out) {
+                    const std::function<std::vector<uint8_t>(size_t i)>& encode, OutputFile& out,
+                    const std::function<bool(size_t i)>& reordered) {
   // The type that most bytes have names the file.
   std::map<DType, uint64_t> bytes_of;
   for (size_t i = 0; i < types.size(); ++i) bytes_of[types[i]] += TensorBytes(file.tensors()[i], types[i]);
@@ -193,7 +212,7 @@ void WriteQuantized(const GgufFile& file, std::span<const DType> types,
   for (size_t i = 0; i < types.size(); ++i) {
     const Tensor& tensor = file.tensors()[i];
     out.Pad(layout.offsets[i]);
-    if (types[i] == tensor.type)
+    if (types[i] == tensor.type && !(reordered && reordered(i)))
       out.Write({tensor.data, tensor.bytes});
     else
       out.Write(encode(i));

@@ -136,7 +136,7 @@ class Splitter {
     Half(side).weights[id].n = end - begin;
   }
   void TakeColumns(Memory side, WeightId id, int64_t begin, int64_t end) {
-    const int64_t cut = CutColumns(model_.weights[id].tensor->type), k = model_.weights[id].k;
+    const int64_t cut = CutColumns(model_.weights[id].type()), k = model_.weights[id].k;
     Take(side, id);
     Half(side).weights[id].first_k = begin / cut * cut;
     Half(side).weights[id].k = std::min(k, (end + cut - 1) / cut * cut) - begin / cut * cut;
@@ -224,7 +224,7 @@ class Splitter {
 
 SplitModel Split(const Model& model, const Placement& placement) {
   CHECK(IsPlacementOf(placement, model.config));
-  return Splitter(model, placement).Run();
+  return Splitter(Reorder(model, placement.orders), placement).Run();
 }
 
 }  // namespace thermocline

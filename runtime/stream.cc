@@ -49,7 +49,7 @@ class Streamer {
     const WeightId id = op.projections[p].weight;
     const Weight& part = plain_.cpu.weights[id];
     const bool down = op.in == Slot::kGate;
-    DType type = part.tensor->type;
+    DType type = part.type();
     int64_t k = part.k, first_k = part.first_k;
     if (bundled_[id]) type = down ? BundleShape::DownType(type) : BundleShape::UpType(type);
     if (bundled_[id] && down) {  // which holds the CPU's neurons alone, whatever the file's blocks are

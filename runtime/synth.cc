@@ -285,7 +285,7 @@ void Synthesizer::FillRow(const SynthTensor& tensor, int64_t row, uint8_t* out) 
 void Synthesizer::PrepareGates(const SynthTensor& tensor) {
   heat_rank_.resize(static_cast<size_t>(tensor.n));
   std::iota(heat_rank_.begin(), heat_rank_.end(), 0);
-  for (size_t i = heat_rank_.size() - 1; i > 0; --i)
+  for (size_t i = heat_rank_.size() - 1; options_.heat != PlantedHeat::kSorted && i > 0; --i)
     std::swap(heat_rank_[i], heat_rank_[random_.Below(static_cast<uint32_t>(i + 1))]);
   const size_t unit_bytes = UnitBytes(tensor.type);
   const auto n_shared = static_cast<size_t>(tensor.k / UnitWeights(tensor.type) - 1);
@@ -332,7 +332,14 @@ const Pool& Synthesizer::PoolOf(const SynthTensor& tensor, int n_zeros) {
 
 std::span<const SynthShape> SynthShapes() { return kShapes; }
 std::span<const DType> SynthTypes() { return kTypes; }
-std::string_view Name(Heat heat) { return heat == Heat::kZipf ? "zipf" : "flat"; }
+std::string_view Name(PlantedHeat heat) {
+  switch (heat) {
+    case PlantedHeat::kFlat: return "flat";
+    case PlantedHeat::kZipf: return "zipf";
+    case PlantedHeat::kSorted: return "sorted";
+  }
+  return "";
+}
 
 std::string SynthName(const SynthOptions& options) {
   std::string name = fmt::format("{}{} {}", kName, options.shape.name, Info(options.type).name);

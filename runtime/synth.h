@@ -27,12 +27,13 @@ struct SynthShape {
 std::span<const SynthShape> SynthShapes();
 
 // How firing frequencies differ among the neurons of a layer.
-enum class Heat : uint8_t {
-  kFlat,  // not at all
-  kZipf,  // the r-th fires in proportion to 1 / r, though none more than 98 % of the time where that is possible
+enum class PlantedHeat : uint8_t {
+  kFlat,    // not at all
+  kZipf,    // the r-th fires in proportion to 1 / r, though none more than 98 % of the time where that is possible
+  kSorted,  // the same, and they stand in this order, as `quantize --heat` leaves them
 };
 
-std::string_view Name(Heat heat);
+std::string_view Name(PlantedHeat heat);
 
 inline constexpr double kMaxSparsity = 0.999;
 
@@ -42,7 +43,7 @@ struct SynthOptions {
       DType::kQ4_0;  // of all matrices but the head, which is Q8_0, as is the embedding where sparsity is planted
   Activation activation = Activation::kSilu;
   std::optional<double> sparsity;  // mean share of silent neurons, in [0, kMaxSparsity]; needs kRelu
-  Heat heat = Heat::kZipf;
+  PlantedHeat heat = PlantedHeat::kZipf;
   uint64_t seed = 1;
 };
 

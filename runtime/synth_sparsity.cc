@@ -29,10 +29,10 @@ constexpr double kFfnGrowth = 0.5, kAttentionGrowth = 0.05;
 
 }  // namespace
 
-std::vector<double> FiringFrequencies(int n, double sparsity, Heat heat) {
+std::vector<double> FiringFrequencies(int n, double sparsity, PlantedHeat heat) {
   const double mean = std::min(1 - sparsity, kAlways);
   std::vector<double> frequencies(static_cast<size_t>(n), mean);
-  if (heat == Heat::kFlat) return frequencies;
+  if (heat == PlantedHeat::kFlat) return frequencies;
   const double most = std::min(std::max(kMostFrequent, (1 + mean) / 2), kAlways);
   const auto frequency = [&](int rank, double log_scale) {
     return std::min(most, std::exp(-log_scale) * n / (rank + 0.5));

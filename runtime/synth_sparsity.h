@@ -12,7 +12,7 @@ namespace thermocline {
 inline constexpr int kConstants = 32;
 
 // How often each of n neurons fires, the hottest first; the mean is 1 - sparsity.
-std::vector<double> FiringFrequencies(int n, double sparsity, Heat heat);
+std::vector<double> FiringFrequencies(int n, double sparsity, PlantedHeat heat);
 
 // The z that a standard normal variable exceeds with probability p in (0, 1).
 double NormalQuantile(double p);

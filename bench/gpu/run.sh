@@ -54,30 +54,26 @@ measure() {
   build/thermocline bench --cache-packed "$@" model.gguf 2>&1 | grep -E '^\||memory of|layers|gets less|prompt rows|error' | grep -v -- '---'
 }
 
-# Which neurons fire, for `plan`: of a few hundred tokens, since all texts are alike to random weights.
+# Which neurons fire, for `plan` and for what fills the device: of a few hundred tokens, since all texts are alike to
+# random weights.
 heat() {
   head -c 1500 source/README.md >text && build/thermocline profile --text text model.gguf
 }
 
 # planned NAME MEGABYTES FLAG...: what `plan` predicts for a generated token, and what bench measures of that placement.
-# Of the memory $step_megabytes are for a step's rows and what kernels need besides, which no plan counts.
 planned() {
   local name=$1 megabytes=$2 seconds
   shift 2
-  build/thermocline plan --sparsity exact -c 512 --vram "$((megabytes - step_megabytes))M" "${rates[@]}" --json "$@" \
+  build/thermocline plan --sparsity exact -c 512 --vram "${megabytes}M" --gpu "$gpu" --json "$@" \
     model.gguf >plan.json || return
   seconds=$(grep -o '"seconds_per_token":[^,]*' plan.json | head -n 1 | cut -d : -f 2)
   awk -v name="$name" -v s="$seconds" 'BEGIN { printf "%s: predicted %.2f ms per token, %.1f t/s\n", name, 1e3 * s, 1 / s }'
   measure --gpu "$gpu" --vram "${megabytes}M" --placement plan.json -p 0 -n 32 -d 480 -r 2
 }
 
-# What `plan` is told of the GPU: weights are read at 0.8 of what a copy reads and writes; launches, latency and the
-# way between the memories are those of an H100 on PCIe 5.
 table() {
   export HOME=$work XDG_CACHE_HOME=$work/cache
-  local share megabytes copy step_megabytes=256 rates
-  copy=$(sed -n 's/.*; copy \([0-9]*\) GB.*/\1/p' kernels.txt)
-  rates=(--device-bandwidth "$((${copy:-2800} * 8 / 10))" --device-launch 2.5 --device-latency 5 --device-transfer 50)
+  local share megabytes
   measure --gpu off -p 512,2048 -n 32 -r 1
   measure --gpu off -p 0 -n 32 -d 480 -r 2
   measure --gpu "$gpu" -p 512,2048 -n 64 -r 2
@@ -95,9 +91,9 @@ table() {
 stage 'unpack' unpack && stage 'build' build || exit 1
 stage 'tests' build/tests/gpu/cuda/cuda_test
 stage 'compute-sanitizer' sanitize
-build/bench/gpu/gpu_kernels | tee kernels.txt
+build/bench/gpu/gpu_kernels
 stage 'synthetic 7B, ReLU, 90 % silent' build/thermocline synth --shape 7b --vocabulary vocabulary.gguf \
-  --activation relu --sparsity 0.9 model.gguf &&
+  --activation relu --sparsity 0.9 --heat sorted model.gguf &&
   stage 'which neurons fire' heat && table
 printf 'stages failed: %d\n' "${#failed[@]}"
 ((${#failed[@]} == 0))

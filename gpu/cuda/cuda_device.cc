@@ -12,6 +12,7 @@
 #include "gpu/cuda/launch_thread.h"
 #include "gpu/cuda/linear.h"
 #include "gpu/cuda/program.h"
+#include "gpu/devices.h"
 #include "models/check.h"
 
 namespace thermocline {
@@ -21,9 +22,6 @@ using cuda::Program;
 using cuda::StepShape;
 
 constexpr int64_t kUploadBytes = int64_t{16} << 20;  // of each of two page-locked buffers
-// Of the budget, kept for what SetPrograms takes: activations, partial results of attention, logits, tables. A model of
-// 7B takes 30 MB.
-constexpr int64_t kProgramBytes = int64_t{48} << 20, kProgramShare = 16;
 constexpr int kSpins = 1 << 14;  // looks at a flag between asking whether the device is still there
 
 // The tables of a step, side by side in page-locked memory and on the device.
@@ -116,7 +114,7 @@ class CudaDevice final : public Device {
 
   // What the budget still allows.
   int64_t LeftOfBudget() const {
-    return budget_bytes_ - bytes_in_use_ - (preparing_ ? 0 : std::min(kProgramBytes, budget_bytes_ / kProgramShare));
+    return budget_bytes_ - bytes_in_use_ - (preparing_ ? 0 : ProgramBytes(budget_bytes_));
   }
   // Makes the GPU current for this thread; throws DeviceLost when it is lost.
   void Enter() const;

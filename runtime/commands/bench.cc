@@ -282,7 +282,7 @@ int RunBench(const Command& command, std::vector<std::string> args) {
     std::optional<Roofs> roofs;
     if (options.roofline) roofs = MeasureRoofs(Team(n_threads).size(), about.float_weights);
     for (const KvTypes kv_types : all_kv_types) {
-      const DeviceOptions device = options.device.Open();
+      const DeviceOptions device = options.device.Open(file, model, load.ffn);
       const auto engine = LoadEngine(file, model,
                                      {.n_ctx = n_ctx,
                                       .n_threads = n_threads,

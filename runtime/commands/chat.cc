@@ -176,14 +176,15 @@ class Chat {
     tokenizer_ = Tokenizer::FromGguf(file);
     if (!options_.raw) template_ = ChatTemplate::Load(file, *tokenizer_, options_.which_template.value_or(""));
     name_ = std::filesystem::path(file.path()).stem().string();
+    const LoadOptions load = options_.sparsity.Choose(file, model);
     engine_ = LoadEngine(file, model,
                          {.n_ctx = options_.n_ctx,
                           .n_threads = options_.n_threads,
                           .n_threads_batch = options_.n_threads_batch,
                           .kv_types = options_.kv_types,
-                          .load = options_.sparsity.Choose(file, model),
+                          .load = load,
                           .tracer = tracer,
-                          .device = options_.device.Open()},
+                          .device = options_.device.Open(file, model, load.ffn)},
                          options_.cache_packed);
     audit_ = options_.sparsity.Apply(*engine_);
     if (engine_->n_ctx() > model.config.n_ctx_train) {

@@ -50,13 +50,14 @@ int RunPerplexity(const Command& command, std::vector<std::string> args) {
   const auto tokenizer = Tokenizer::FromGguf(file);
   const std::string text = ValidText(*path == "-" ? ReadInput() : ReadText(*path), *path);
   const auto tokens = tokenizer->Encode(text, {.add_bos_eos = true, .parse_special = false});
+  const LoadOptions load = sparsity.Choose(file, model);
   const auto engine = LoadEngine(file, model,
                                  {.n_ctx = n_ctx,
                                   .n_threads = n_threads,
                                   .kv_types = kv_types,
-                                  .load = sparsity.Choose(file, model),
+                                  .load = load,
                                   .tracer = trace.tracer(),
-                                  .device = device.Open()},
+                                  .device = device.Open(file, model, load.ffn)},
                                  cache_packed);
   Note("{} tokens, {} chunks of {}", tokens.size(), tokens.size() / n_ctx, n_ctx);
 

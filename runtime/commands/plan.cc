@@ -4,46 +4,62 @@
 #include "cpu/isa.h"
 #include "cpu/team.h"
 #include "cpu/topology.h"
+#include "gpu/devices.h"
+#include "gpu/emulated_device.h"
 #include "models/error.h"
 #include "models/gguf.h"
 #include "models/limits.h"
 #include "models/quoted.h"
 #include "predictor/heat.h"
-#include "predictor/placement_cost.h"
 #include "runtime/commands/commands.h"
 #include "runtime/device_flags.h"
+#include "runtime/device_meter.h"
+#include "runtime/emulated_ops.h"
 #include "runtime/engine.h"
 #include "runtime/kv_types.h"
 #include "runtime/placement_file.h"
+#include "runtime/planner.h"
 #include "runtime/text_io.h"
 
 namespace thermocline {
 namespace {
 
 struct Request {
-  std::optional<std::string> heat, vram, ram, sparsity;
+  std::optional<std::string> heat, vram, ram, sparsity, gpu, order;
   int n_ctx = 4096, n_threads = 0;
   double device_gbs = 250, launch_us = 5, transfer_us = 15, transfer_gbs = 12;
   KvTypes kv_types;
   bool json = false, layers_only = false;
 };
 
-// The CPU's part of a plan, by the form of the FFNs.
-struct Form {
-  FfnMode mode;
-  const char* name;
-  CpuSeconds seconds;
+struct Limits {
+  int64_t cpu_bytes, device_bytes;
 };
 
-struct Plan {
-  const char* name;
-  SolvedPlacement solved;
-};
+std::optional<FfnMode> ParseMode(const Request& request) {
+  const std::string mode = request.sparsity.value_or("auto");
+  if (mode == "auto") return std::nullopt;
+  if (mode == "dense") return FfnMode::kDense;
+  if (mode == "exact") return FfnMode::kExact;
+  throw UsageError(fmt::format("--sparsity: {} is none of auto, dense, exact", Quoted(mode)));
+}
+
+std::vector<std::optional<HeatOrder>> ParseOrders(const Request& request) {
+  if (!request.order) return {std::nullopt, HeatOrder::kBlocks, HeatOrder::kNeurons};
+  if (*request.order == "file") return {std::nullopt};
+  if (const std::optional<HeatOrder> by = FindHeatOrder(*request.order)) return {by};
+  throw UsageError(fmt::format("--order: {} is none of file, blocks, neurons", Quoted(*request.order)));
+}
 
 bool ParseRequest(CommandLine& line, std::vector<std::string> args, Request& request) {
   line.AddModel();
   line.AddText("--heat", "FILE", &request.heat, "What `profile` learned (beside the model, by its name)");
-  line.AddText("--vram", "SIZE", &request.vram, "Memory of a device, as 6G or 800M (none)");
+  line.AddText("--vram", "SIZE", &request.vram,
+               "Memory of a device, as 6G or 800M (none; with --gpu what is free there)");
+  line.AddText(
+      "--gpu", "DEVICE", &request.gpu,
+      "The number of an NVIDIA GPU, from 0, whose speed is measured instead of taken from the flags; emulated: "
+      "none, for tests");
   line.AddText("--ram", "SIZE", &request.ram, "Memory of the CPU (what is available)");
   line.AddInt("-c,--ctx-size,--ctx", &request.n_ctx, 1, kMaxContext,
               "Tokens that are kept when a token is timed (4096)");
@@ -57,66 +73,69 @@ bool ParseRequest(CommandLine& line, std::vector<std::string> args, Request& req
   line.AddDouble("--device-latency", &request.transfer_us, 0, 1e6,
                  "Microseconds from one memory to the other, of few bytes (15)");
   line.AddDouble("--device-transfer", &request.transfer_gbs, 0.01, 1e4, "GB/s between the memories (12)");
+  line.AddText(
+      "--order", "ORDER", &request.order,
+      "In which neurons count: file; hottest first by blocks, which loses nothing, or by neurons, for which down "
+      "becomes Q8_0 (the fastest)");
   line.AddFlag("--layers-only", &request.layers_only, "Place layers as a whole, as other programs do");
   line.AddFlag("--json", &request.json, "Print the plan as JSON");
   line.SetFooter(
       "What the CPU takes is measured, with the kernels and the shapes of the model; what a device takes is taken "
       "from\n"
-      "the flags. Times are of one generated token, by itself.");
+      "the flags, or measured with --gpu. Times are of one generated token, by itself.");
   if (!line.Parse(std::move(args))) return false;
   for (const auto& [flag, size] : {std::pair("--vram", request.vram), std::pair("--ram", request.ram)})
     if (size && !ParseSize(*size))
       throw UsageError(fmt::format("{}: {} is no size like 6G, 800M or 123456789", flag, Quoted(*size)));
-  const std::string mode = request.sparsity.value_or("auto");
-  if (mode != "auto" && mode != "dense" && mode != "exact")
-    throw UsageError(fmt::format("--sparsity: {} is none of auto, dense, exact", Quoted(mode)));
+  (void)ParseMode(request);
+  (void)ParseOrders(request);
+  if (request.gpu && *request.gpu != "emulated") (void)GpuIndex(*request.gpu);
   return true;
 }
 
-// By layer, the share of neurons that are read; all where nothing is known.
-std::vector<double> ActiveShares(const GgufFile& file, const Model& model, const Request& request) {
-  std::vector<double> shares(static_cast<size_t>(model.config.n_layer), 1);
+// What a plan is for: null where there is no memory of a device to plan with.
+struct PlannedDevice {
+  std::unique_ptr<Device> device;
+  DeviceRates rates;
+};
+
+PlannedDevice OpenPlanned(const Request& request) {
+  const int64_t vram = request.vram ? *ParseSize(*request.vram) : 0;
+  const DeviceRates given{1e9 * request.device_gbs, 1e-6 * request.launch_us, 1e-6 * request.transfer_us,
+                          1e9 * request.transfer_gbs};
+  const auto emulate = [&](int64_t bytes) {
+    return std::make_unique<EmulatedDevice>(EmulatedDeviceOptions{.budget_bytes = bytes}, MakeEmulatedOps());
+  };
+  if (!request.gpu) {
+    // Nothing but its memory matters of it here.
+    const int64_t bytes = vram - ProgramBytes(vram);
+    return {bytes > 0 ? emulate(bytes) : nullptr, given};
+  }
+  if (request.vram && vram == 0) return {nullptr, given};
+  const auto open = [&]() -> std::unique_ptr<Device> {
+    if (*request.gpu == "emulated") return emulate(vram > 0 ? vram : kEmulatedBytes);
+    return OpenDevice(GpuIndex(*request.gpu), vram);
+  };
+  const DeviceRates rates = MeasureDevice(*open());
+  Note("measured: {:.0f} GB/s of weights, {:.1f} us an op, {:.1f} us and {:.2f} GB/s from one memory to the other",
+       1e-9 * rates.bytes_per_s, 1e6 * rates.launch_s, 1e6 * rates.transfer_s, 1e-9 * rates.transfer_bytes_per_s);
+  return {open(), rates};
+}
+
+std::optional<Heat> FindHeat(const GgufFile& file, const Model& model, const Request& request) {
   const std::filesystem::path path = request.heat ? std::filesystem::path(*request.heat) : HeatPath(file.path());
   std::error_code error;
-  if (!request.heat && !std::filesystem::exists(path, error)) {
+  if (request.heat || std::filesystem::exists(path, error)) return ReadHeat(path, file, model.config);
+  if (!FindSparseFfns(model, FfnMode::kExact).empty())
     Note("nothing is known of which neurons fire: thermocline profile MODEL --text FILE");
-    return shares;
-  }
-  const Heat heat = ReadHeat(path, file, model.config);
-  for (size_t i = 0; i < shares.size(); ++i) shares[i] = heat.ActiveShare(static_cast<int>(i), 0);
-  return shares;
+  return std::nullopt;
 }
 
-Form MeasureFastest(const GgufFile& file, const Model& model, const Request& request, int n_threads) {
-  const std::string mode = request.sparsity.value_or("auto");
-  const bool can_skip = !FindSparseFfns(model, FfnMode::kExact).empty();
-  if (mode == "exact" && !can_skip)
-    throw Error("--sparsity exact needs FFNs gated by relu, which this model has not. Leave the flag out.");
-  std::optional<Form> fastest;
-  const auto offer = [&](FfnMode ffn, const char* name, const std::vector<double>& active) {
-    Form form{ffn, name, MeasureCpu(model, ffn, active, request.kv_types, n_threads, request.n_ctx)};
-    if (!fastest || form.seconds.sum() < fastest->seconds.sum()) fastest = std::move(form);
-  };
-  if (mode != "exact")
-    offer(FfnMode::kDense, "dense", std::vector<double>(static_cast<size_t>(model.config.n_layer), 1));
-  if (mode != "dense" && can_skip) offer(FfnMode::kExact, "exact", ActiveShares(file, model, request));
-  return *fastest;
-}
+const char* FormName(FfnMode mode) { return mode == FfnMode::kDense ? "dense" : "exact"; }
 
-std::vector<Plan> MakePlans(const PlacementProblem& problem, bool layers_only) {
-  std::vector<Plan> plans = {{"this plan", SolvePlacement(problem, {.layers_only = layers_only})}};
-  const auto on_cpu = [&] {
-    Placement placement{.layers = std::vector<LayerPlacement>(problem.layers.size())};
-    const double seconds = SecondsPerToken(problem, placement);
-    return SolvedPlacement{std::move(placement), seconds, seconds};
-  };
-  plans.push_back({"all on the CPU", on_cpu()});
-  if (problem.device_bytes == 0) return plans;
-  plans.push_back({"whole layers", SolvePlacement(problem, {.layers_only = true})});
-  PlacementProblem unlimited = problem;
-  unlimited.cpu_bytes = unlimited.device_bytes = INT64_MAX / 4;
-  plans.push_back({"no budget", SolvePlacement(unlimited, {})});
-  return plans;
+const char* OrderName(const Plans& plans) {
+  if (!plans.by) return "as in the file";
+  return plans.by == HeatOrder::kBlocks ? "hottest blocks first" : "hottest first, down in Q8_0";
 }
 
 std::string LayerTable(const Placement& placement, int64_t n_ff) {
@@ -134,33 +153,31 @@ std::string LayerTable(const Placement& placement, int64_t n_ff) {
   return text + fmt::format("output      {}\n", Name(placement.head));
 }
 
-std::string AsText(const std::vector<Plan>& plans, const PlacementProblem& problem, const Form& form) {
-  const Placement& placement = plans[0].solved.placement;
+std::string AsText(const Plans& plans, const Limits& limits, int64_t n_ff) {
+  const Plan& plan = plans.all[0];
   const auto gb = [](int64_t bytes) { return HumanBytes(static_cast<double>(bytes)); };
-  std::string text = LayerTable(placement, problem.n_ff);
-  const int64_t device = BytesOnDevice(problem, placement);
-  text += fmt::format("memory      CPU {} of {}", gb(BytesInAll(problem) - device), gb(problem.cpu_bytes));
-  text += fmt::format(", device {} of {}\nFFNs        {}\n\n", gb(device), gb(problem.device_bytes), form.name);
+  std::string text = LayerTable(plan.solved.placement, n_ff);
+  text += fmt::format("memory      CPU {} of {}", gb(plan.cpu_bytes), gb(limits.cpu_bytes));
+  text += fmt::format(", device {} and {} for a step, of {}\n", gb(plan.device_bytes), gb(plan.step_bytes),
+                      gb(limits.device_bytes));
+  text += fmt::format("FFNs        {}, neurons {}\n\n", FormName(plans.mode), OrderName(plans));
   text += "                   ms per token   tokens/s\n";
-  for (const Plan& plan : plans)
-    text += fmt::format("{:<18} {:>12.2f} {:>10.1f}\n", plan.name, 1e3 * plan.solved.seconds, 1 / plan.solved.seconds);
+  for (const Plan& other : plans.all)
+    text +=
+        fmt::format("{:<18} {:>12.2f} {:>10.1f}\n", other.name, 1e3 * other.solved.seconds, 1 / other.solved.seconds);
   return text;
 }
 
-std::string AsJson(const std::vector<Plan>& plans, const PlacementProblem& problem, const Form& form) {
-  nlohmann::ordered_json out = {{"sparsity", form.name},
-                                {"cpu_bytes", problem.cpu_bytes},
-                                {"device_bytes", problem.device_bytes},
-                                {"n_ff", problem.n_ff}};
-  for (const Plan& plan : plans) {
-    const Placement& placement = plan.solved.placement;
-    const int64_t device = BytesOnDevice(problem, placement);
-    nlohmann::ordered_json entry = {{"name", plan.name},
-                                    {"seconds_per_token", plan.solved.seconds},
-                                    {"bound", plan.solved.bound},
-                                    {"cpu_bytes", BytesInAll(problem) - device},
-                                    {"device_bytes", device}};
-    WritePlacement(placement, entry);
+std::string AsJson(const Plans& plans, const Limits& limits, int64_t n_ff) {
+  nlohmann::ordered_json out = {{"sparsity", FormName(plans.mode)},
+                                {"cpu_bytes", limits.cpu_bytes},
+                                {"device_bytes", limits.device_bytes},
+                                {"n_ff", n_ff}};
+  for (const Plan& plan : plans.all) {
+    nlohmann::ordered_json entry = {
+        {"name", plan.name},           {"seconds_per_token", plan.solved.seconds}, {"bound", plan.solved.bound},
+        {"cpu_bytes", plan.cpu_bytes}, {"device_bytes", plan.device_bytes},        {"step_bytes", plan.step_bytes}};
+    WritePlacement(plan.solved.placement, plan.solved.placement.orders.empty() ? std::nullopt : plans.by, entry);
     out["plans"].push_back(std::move(entry));
   }
   return out.dump() + "\n";
@@ -185,14 +202,24 @@ int RunPlan(const Command& command, std::vector<std::string> args) {
     throw Error("a context of {} tokens takes {} MB to measure, more than half of what is free; choose a smaller one",
                 request.n_ctx, kv >> 20);
   const int n_threads = request.n_threads > 0 ? request.n_threads : topology.DefaultThreads();
-  const Form form = MeasureFastest(file, model, request, n_threads);
-  const DeviceRates device{1e9 * request.device_gbs, 1e-6 * request.launch_us, 1e-6 * request.transfer_us,
-                           1e9 * request.transfer_gbs};
-  const int64_t ram = request.ram ? *ParseSize(*request.ram) : topology.memory_available_bytes;
-  const int64_t vram = request.vram ? *ParseSize(*request.vram) : 0;
-  const PlacementProblem problem = MakeProblem(model, form.seconds, device, request.kv_types, request.n_ctx, ram, vram);
-  const std::vector<Plan> plans = MakePlans(problem, request.layers_only);
-  WriteOut(request.json ? AsJson(plans, problem, form) : AsText(plans, problem, form));
+  PlannedDevice planned = OpenPlanned(request);
+  const Limits limits{request.ram ? *ParseSize(*request.ram) : topology.memory_available_bytes,
+                      planned.device ? planned.device->free_bytes() : 0};
+  const std::optional<Heat> heat = FindHeat(file, model, request);
+  const PlanRequest plan_request{.model = model,
+                                 .heat = heat ? &*heat : nullptr,
+                                 .mode = ParseMode(request),
+                                 .kv_types = request.kv_types,
+                                 .n_ctx = request.n_ctx,
+                                 .n_threads = n_threads,
+                                 .cpu_bytes = limits.cpu_bytes,
+                                 .device = planned.device.get(),
+                                 .rates = planned.rates,
+                                 .layers_only = request.layers_only,
+                                 .orders = ParseOrders(request)};
+  const Plans plans = MakePlans(plan_request);
+  for (const std::string& note : plans.notes) Note("{}", TerminalSafe(note));
+  WriteOut(request.json ? AsJson(plans, limits, model.config.n_ff) : AsText(plans, limits, model.config.n_ff));
   return kGood;
 }
 

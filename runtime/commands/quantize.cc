@@ -5,6 +5,7 @@
 #include "cpu/team.h"
 #include "models/error.h"
 #include "models/quoted.h"
+#include "predictor/heat_order.h"
 #include "runtime/auto_quantize.h"
 #include "runtime/calibration.h"
 #include "runtime/catalog.h"
@@ -37,7 +38,7 @@ DType ParseType(const std::string& name) {
 
 struct Request {
   std::string in, out;
-  std::optional<std::string> type, text, eval;
+  std::optional<std::string> type, text, eval, heat;
   bool pure = false, automatic = false;
   double max_loss = 0.01;
   int n_threads = 0;
@@ -54,6 +55,10 @@ bool ParseRequest(const Command& command, std::vector<std::string> args, Request
   line.AddFlag("--pure", &request.pure, "Embedding and output head become that type too, not one step wider");
   line.AddText("--text", "FILE", &request.text,
                "A text like those the model will meet: what it does to the model decides which errors matter");
+  line.AddText(
+      "--heat", "FILE", &request.heat,
+      "What `profile` learned of IN: neurons are written hottest first, so that a device can hold the first ones "
+      "at no loss; OUT is then profiled anew");
   line.AddFlag("--auto", &request.automatic, "Find the smallest file within --max-loss; needs --text");
   line.AddText("--max-loss", "PERCENT", &max_loss, "How much higher perplexity on unseen text may be (1%)");
   line.AddText("--eval", "FILE", &request.eval, "The unseen text; without it, the second half of --text");
@@ -68,6 +73,8 @@ bool ParseRequest(const Command& command, std::vector<std::string> args, Request
     throw UsageError("--auto chooses types: leave out --type and --pure");
   if (request.automatic && !request.text) throw UsageError("--auto needs --text");
   if (!request.automatic && (request.eval || max_loss)) throw UsageError("--eval and --max-loss belong to --auto");
+  if (request.heat && (request.text || request.automatic))
+    throw UsageError("--heat goes with --type alone: --text and --auto weigh columns in the order of IN");
   if (max_loss) request.max_loss = ParsePercent("--max-loss", *max_loss);
   return true;
 }
@@ -134,12 +141,20 @@ void WriteTyped(const GgufFile& file, const Model& model, const Request& request
     for (size_t id = 0; id < model.weights.size(); ++id)
       feedback[model.weights[id].tensor] = calibration->Find(static_cast<WeightId>(id));
   }
+  std::map<const Tensor*, const Weight*> ordered;
+  Model hottest_first;
+  if (request.heat) {
+    const Heat heat = ReadHeat(*request.heat, file, model.config);
+    hottest_first = Reorder(model, HottestFirst(model, heat, HeatOrder::kNeurons));
+    for (const Weight& weight : hottest_first.weights)
+      if (weight.rows || weight.columns) ordered[weight.tensor] = &weight;
+  }
   Team team(request.n_threads);
   const auto encode = [&](size_t i) {
     const Tensor& tensor = file.tensors()[i];
-    return EncodeTensor(file, tensor, plan.types[i], feedback[&tensor], team);
+    return EncodeTensor(file, tensor, plan.types[i], feedback[&tensor], team, ordered[&tensor]);
   };
-  WriteQuantized(file, plan.types, encode, out);
+  WriteQuantized(file, plan.types, encode, out, [&](size_t i) { return ordered.contains(&file.tensors()[i]); });
 }
 
 }  // namespace

@@ -48,7 +48,8 @@ bool ParseRequest(const Command& command, std::vector<std::string> args, Request
   line.AddDouble("--sparsity", &request.sparsity, 0, kMaxSparsity,
                  "With relu: the share of neurons that are silent, in the mean over tokens and neurons of each layer");
   line.AddText("--heat", "NAME", &request.heat,
-               "How often they fire: zipf, a few nearly always and most seldom, or flat, all alike (zipf)");
+               "How often they fire: zipf, a few nearly always and most seldom; sorted, so, and standing in this order; "
+               "flat, all alike (zipf)");
   line.AddInt("--seed", &request.seed, 0, UINT32_MAX, "The same seed gives the same file (1)");
   line.AddText("--vocabulary", "MODEL", &request.vocabulary, "Whose vocabulary it takes (the default model)");
   line.SetFooter("The weights are random, and what such a model says means nothing; it is for measuring speed.");
@@ -71,8 +72,8 @@ SynthOptions OptionsOf(const Request& request) {
   if (options.sparsity && options.activation != Activation::kRelu)
     throw UsageError("--sparsity needs --activation relu: no other leaves neurons exactly silent");
   if (request.heat && !options.sparsity) throw UsageError("--heat needs --sparsity");
-  constexpr Heat kHeats[] = {Heat::kZipf, Heat::kFlat};
-  if (request.heat) options.heat = Choose("--heat", *request.heat, kHeats, [](Heat heat) { return Name(heat); });
+  constexpr PlantedHeat kHeats[] = {PlantedHeat::kZipf, PlantedHeat::kFlat, PlantedHeat::kSorted};
+  if (request.heat) options.heat = Choose("--heat", *request.heat, kHeats, [](PlantedHeat heat) { return Name(heat); });
   options.seed = static_cast<uint64_t>(request.seed);
   return options;
 }

@@ -8,6 +8,7 @@
 
 #include "cpu/activations.h"
 #include "cpu/vector_ops.h"
+#include "tests/cpu/file_weight.h"
 #include "tests/cpu/guarded.h"
 #include "tests/cpu/kernel_test_util.h"
 #include "tests/cpu/random_weights.h"
@@ -33,7 +34,8 @@ struct Case {
     const auto up = test::RandomWeights(type, kFf, n_embd, rng), down = test::RandomWeights(type, n_embd, kFf, rng);
     std::memset(memory.data(), 0, memory.size());
     bundles = Bundles(shape, memory.data());
-    bundles.PackSlice({type, up.data(), n_embd}, {type, down.data(), kFf}, 0, Isa::kScalar);
+    test::PackBundles(test::FileWeight(type, up, kFf, n_embd).weight, test::FileWeight(type, down, n_embd, kFf).weight,
+                      0, Isa::kScalar, bundles);
     memory.Protect();
     values = test::Random(seed).Normals(n_embd);
     Buffer row(ActivationRowBytes(n_embd), "a test");

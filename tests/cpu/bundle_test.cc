@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "tests/cpu/file_weight.h"
 #include "tests/cpu/kernel_test_util.h"
 #include "tests/cpu/random_weights.h"
 
@@ -16,7 +17,7 @@ constexpr int64_t kEmbds[] = {32, 96, 128, 512, 608}, kFfs[] = {32, 96, 256, 544
 // An FFN as in the file, and in bundles.
 struct Ffn {
   std::vector<uint8_t> up_rows, down_rows;
-  FileMatrix up, down;
+  test::FileWeight up, down;
   BundleShape shape;
   Buffer memory;
   Bundles bundles;
@@ -25,18 +26,18 @@ struct Ffn {
     std::mt19937 rng(static_cast<uint32_t>(n_embd + n_ff));
     up_rows = test::RandomWeights(up_type, n_ff, n_embd, rng);
     down_rows = test::RandomWeights(down_type, n_embd, n_ff, rng);
-    up = {up_type, up_rows.data(), n_embd};
-    down = {down_type, down_rows.data(), n_ff};
+    up = test::FileWeight(up_type, up_rows, n_ff, n_embd);
+    down = test::FileWeight(down_type, down_rows, n_embd, n_ff);
     shape = {BundleShape::UpType(up_type), BundleShape::DownType(down_type), n_embd, n_ff};
     memory = Buffer(shape.bytes(), "a test");
     bundles = Bundles(shape, memory.data());
-    for (int64_t slice = 0; slice < shape.n_slices(); ++slice) bundles.PackSlice(up, down, slice, isa);
+    test::PackBundles(up.weight, down.weight, 0, isa, bundles);
   }
 };
 
-std::vector<float> Floats(const FileMatrix& matrix, int64_t n) {
-  std::vector<float> out(n * matrix.k);
-  Dequantize(matrix.type, matrix.data, n * matrix.k, out.data());
+std::vector<float> Floats(const test::FileWeight& matrix) {
+  std::vector<float> out(matrix.weight.n * matrix.weight.k);
+  Dequantize(matrix.tensor->type, matrix.tensor->data, std::ssize(out), out.data());
   return out;
 }
 
@@ -53,7 +54,7 @@ TEST_CASE("bundle: holds what the file holds") {
           CAPTURE(n_embd);
           CAPTURE(n_ff);
           const Ffn ffn(type, type, n_embd, n_ff, isa);
-          const std::vector<float> up = Floats(ffn.up, n_ff), down = Floats(ffn.down, n_embd);
+          const std::vector<float> up = Floats(ffn.up), down = Floats(ffn.down);
           std::vector<float> row(n_embd);
           bool up_same = true;
           double down_error = 0;
@@ -80,10 +81,10 @@ TEST_CASE("bundle: a part of an FFN holds what the whole holds of its neurons") 
       const BundleShape shape{whole.shape.up, whole.shape.down, kEmbd, kFf - first};
       const Buffer memory(shape.bytes(), "a test");
       Bundles part(shape, memory.data());
-      const int64_t row_bytes = kEmbd / Info(type).block * Info(type).block_bytes;
-      for (int64_t slice = 0; slice < shape.n_slices(); ++slice)
-        part.PackSlice({type, whole.up.data + first * row_bytes, kEmbd}, {type, whole.down.data, kFf, first}, slice,
-                       Isa::kScalar);
+      Weight up = whole.up.weight;
+      up.first_row = first;
+      up.n = kFf - first;
+      test::PackBundles(up, whole.down.weight, first, Isa::kScalar, part);
       std::vector<float> expected(kEmbd), row(kEmbd);
       bool up_same = true, down_same = true;
       for (int64_t j = first; j < kFf; ++j) {
@@ -105,7 +106,7 @@ TEST_CASE("bundle: other types are requantized to 8 bits") {
     const Ffn ffn(type, type, 512, 512, Isa::kScalar);
     CHECK(ffn.shape.up == DType::kQ8_0);
     CHECK(ffn.shape.down == DType::kQ8_0);
-    const std::vector<float> up = Floats(ffn.up, 512), down = Floats(ffn.down, 512);
+    const std::vector<float> up = Floats(ffn.up), down = Floats(ffn.down);
     std::vector<float> row(512);
     double error = 0, squares = 0;
     for (int64_t j = 0; j < 512; ++j) {

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "models/quantize.h"
+#include "tests/cpu/file_weight.h"
 #include "tests/cpu/guarded.h"
 #include "tests/cpu/kernel_test_util.h"
 #include "tests/cpu/random_weights.h"
@@ -32,8 +33,8 @@ struct Case {
     const BundleShape shape = BundleShape::Rows(BundleShape::UpType(type), n_embd, n_ff);
     gate_memory = Buffer(shape.bytes(), "a test");
     gates = Bundles(shape, gate_memory.data());
-    for (int64_t slice = 0; slice < shape.n_slices(); ++slice)
-      gates.PackSlice({type, rows.data(), n_embd}, {}, slice, isa);
+    const test::FileWeight weight(type, rows, n_ff, n_embd);
+    for (int64_t slice = 0; slice < shape.n_slices(); ++slice) gates.PackUp(weight.weight, slice, isa);
     test::Random random(static_cast<uint64_t>(n_ff));
     const auto blocks = [&](int64_t n) {
       std::vector<uint8_t> out(static_cast<size_t>(n / 32 * 34));

@@ -37,15 +37,20 @@ TEST_CASE("placement cost: everything on the CPU takes what its parts take, and 
       }
       CHECK(layer.up_down == 0);
     }
-    const PlacementProblem problem = MakeProblem(subject.model, cpu, kDevice, {}, 100, INT64_MAX, 0);
+    const PlacementProblem problem = MakeProblem(subject.model, cpu, kDevice, {}, 100);
     CHECK(SecondsPerToken(problem, AllOnCpu(config)) == doctest::Approx(cpu.sum()));
 
-    int64_t bytes = 0;  // of what is multiplied by
-    for (const Op& op : subject.model.program.ops)
+    int64_t bytes = 0;  // of what is multiplied by; the embedding is the head, learned positions stand beside it
+    for (const Op& op : subject.model.program.ops) {
+      if (op.positions >= 0) {
+        const Weight& weight = subject.model.weights[op.positions];
+        bytes += PackedBytes(weight.type(), weight.n, weight.k);
+      }
       for (int i = 0; i < op.n_projections; ++i) {
         const Weight& weight = subject.model.weights[op.projections[i].weight];
-        bytes += PackedBytes(weight.tensor->type, weight.n, weight.k);
+        bytes += PackedBytes(weight.type(), weight.n, weight.k);
       }
+    }
     const KvLayout layout(config, {});
     for (int layer = 0; layer < config.n_layer; ++layer) {
       const int pages = config.IsWindowLayer(layer) ? 1 : 2;  // of 100 tokens, or a window of 8
@@ -59,8 +64,7 @@ TEST_CASE("placement cost: everything on the CPU takes what its parts take, and 
 TEST_CASE("placement cost: a device takes its launches, its bytes and the ways there and back") {
   const Subject subject({.n_ff = 160});
   const ModelConfig& config = subject.model.config;
-  const PlacementProblem problem =
-      MakeProblem(subject.model, subject.Measure(FfnMode::kDense, 1), kDevice, {}, 100, INT64_MAX, INT64_MAX);
+  const PlacementProblem problem = MakeProblem(subject.model, subject.Measure(FfnMode::kDense, 1), kDevice, {}, 100);
   Placement placement = AllOnCpu(config);
   for (LayerPlacement& layer : placement.layers) layer = {config.n_ff, Memory::kDevice, Memory::kDevice};
   placement.head = Memory::kDevice;

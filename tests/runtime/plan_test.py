@@ -16,6 +16,17 @@ def setUpModule():
     assert result.returncode == 0, result.stderr
 
 
+def some_text(n):
+    text = HERE / f"text{n}.txt"
+    text.write_text("".join(chr(33 + i * i * 7 % 89) for i in range(n)))
+    return text
+
+
+def half_of(plan):
+    """--vram for half of what a plan has on the device: besides, for a step's rows and what a GPU's program takes."""
+    return (plan["device_bytes"] // 2 + plan["step_bytes"]) * 16 // 15 + 4096
+
+
 class Plan(unittest.TestCase):
     def plan(self, *args):
         result = run("plan", RELU, "--json", "-t", "1", "-c", "64", *args)
@@ -32,11 +43,11 @@ class Plan(unittest.TestCase):
     def test_a_fast_device_holds_what_its_memory_does(self):
         fast = ("--device-bandwidth", "1e5", "--device-launch", "0", "--device-latency", "0")
         everything = self.plan("--vram", "1G", *fast)[0]["this plan"]
-        self.assertEqual(everything["cpu_bytes"], 0)
-        vram = everything["device_bytes"] // 2
+        self.assertTrue(0 < everything["cpu_bytes"] < everything["device_bytes"])  # the embedding
+        vram = half_of(everything)
         plans, _ = self.plan("--vram", vram, *fast)
         for name in ("this plan", "whole layers"):
-            self.assertTrue(0 < plans[name]["device_bytes"] <= vram)
+            self.assertTrue(0 < plans[name]["device_bytes"] + plans[name]["step_bytes"] <= vram)
         self.assertLessEqual(plans["this plan"]["seconds_per_token"], plans["whole layers"]["seconds_per_token"])
         self.assertLess(plans["no budget"]["seconds_per_token"], plans["this plan"]["seconds_per_token"])
         self.assertLess(plans["this plan"]["seconds_per_token"], plans["all on the CPU"]["seconds_per_token"])
@@ -50,13 +61,16 @@ class Plan(unittest.TestCase):
         chat = lambda *args: run("chat", RELU, "--raw", "-p", "x", "-n", "8", "--temp", "0", *args)
         fast = ("--device-bandwidth", "1e4", "--device-launch", "0", "--device-latency", "0")
         plan, answer = HERE / "plan.json", chat().stdout
-        for vram in ("100M", "4M", "200K"):
+        for vram in ("100M", "12M", "200K"):
             with self.subTest(vram=vram):
                 plan.write_bytes(run("plan", RELU, "--json", "-t", "1", "-c", "64", "--vram", vram, *fast).stdout)
                 placed = json.loads(plan.read_text())["plans"][0]
                 result = chat("--gpu", "emulated", "--placement", plan)
                 self.assertEqual((result.returncode, result.stdout), (0, answer), result.stderr)
                 said = result.stderr.decode()
+                if placed["device_bytes"] == 0:
+                    self.assertIn("the placement leaves everything to the CPU", said)
+                    continue
                 self.assertEqual("the head" in said, placed["head"] == "device", said)
                 n_attention = sum(layer["attention"] == "device" for layer in placed["layers"])
                 self.assertIn(f"attention of {n_attention} of {len(placed['layers'])} layers", said)
@@ -79,15 +93,60 @@ class Plan(unittest.TestCase):
             result = chat("--gpu", "emulated", "--placement", plan)
             self.assertEqual((result.returncode, result.stdout), (1, b""), result.stderr)
 
+    def test_a_device_is_measured(self):
+        plans, said = self.plan("--gpu", "emulated", "--vram", "64M")
+        self.assertIn("GB/s of weights", said)
+        self.assertIn("no budget", plans)
+
     def test_heat_is_read(self):
         self.assertIn("nothing is known of which neurons fire", self.plan("--sparsity", "exact")[1])
-        text = HERE / "text.txt"
-        text.write_text("".join(chr(33 + i * i * 7 % 89) for i in range(600)))
-        self.assertEqual(run("profile", RELU, "--text", text).returncode, 0)
+        self.assertEqual(run("profile", RELU, "--text", some_text(600)).returncode, 0)
         plans, said = self.plan("--sparsity", "exact")
         self.assertNotIn("nothing is known", said)
         RELU.with_suffix(".heat").rename(HERE / "moved.heat")
         self.assertNotIn("nothing is known", self.plan("--sparsity", "exact", "--heat", HERE / "moved.heat")[1])
+
+    def test_the_hottest_neurons_are_placed_and_only_by_the_heat_they_were_planned_with(self):
+        heat, plan = HERE / "planned.heat", HERE / "hot.json"
+        profile = lambda n, out: run("profile", RELU, "--text", some_text(n), "-o", out)
+        self.assertEqual(profile(900, heat).returncode, 0)
+        fast = ("--device-bandwidth", "1e5", "--device-launch", "0", "--device-latency", "0")
+        common = ("plan", RELU, "--json", "-t", "1", "-c", "64", "--sparsity", "exact", *fast, "--heat", heat)
+        # Room for a part of the layers' neurons and the rows that only a split needs.
+        for order in ("file", "neurons", "blocks"):
+            result = run(*common, "--vram", "14M", "--order", order)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            plans = {entry["name"]: entry for entry in json.loads(result.stdout)["plans"]}
+            hot = plans["this plan"]
+            self.assertEqual(hot.get("order", {}).get("by", "file"), order)
+        self.assertTrue(any(0 < layer["n_hot"] < 1024 for layer in hot["layers"]))
+        self.assertLessEqual(hot["seconds_per_token"], plans["the file's order"]["seconds_per_token"])
+        self.assertNotIn("order", plans["the file's order"])
+
+        def chat(*args, placed=hot):
+            plan.write_text(json.dumps(placed))
+            return run("chat", RELU, "--raw", "-p", "x", "-n", "8", "--temp", "0", "--sparsity", "exact", "--gpu",
+                       "emulated", "--placement", plan, *args)
+        result = chat("--heat", heat)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertTrue(result.stdout)
+        other = HERE / "other.heat"
+        self.assertEqual(profile(700, other).returncode, 0)
+        for args, placed, complaint in [
+            ((), hot, b"is missing; name the .heat file with --heat"),
+            (("--heat", other), hot, b"another order than the .heat file tells of; plan anew"),
+            (("--heat", HERE / "nothing.heat"), hot, b"nothing.heat"),
+            (("--heat", plan), hot, b"not a .heat file"),
+            (("--heat", heat), {**hot, "order": 7}, b"\"by\" is missing"),
+            (("--heat", heat), {**hot, "order": {"by": "name", "hash": "0"}}, b"neither \"blocks\" nor"),
+            (("--heat", heat), {**hot, "order": {"by": 3, "hash": "0"}}, b"neither \"blocks\" nor"),
+            (("--heat", heat), {**hot, "order": {"by": "blocks", "hash": 5}}, b"another order"),
+            (("--heat", heat), {**hot, "order": {"by": "blocks"}}, b"\"hash\" is missing"),
+        ]:
+            with self.subTest(args=args, order=placed.get("order")):
+                result = chat(*args, placed=placed)
+                self.assertEqual((result.returncode, result.stdout), (1, b""), result.stderr)
+                self.assertIn(complaint, result.stderr)
 
     def test_errors(self):
         for args, code, complaint in [
@@ -95,6 +154,9 @@ class Plan(unittest.TestCase):
             (("--sparsity", "most"), 2, b"--sparsity: 'most' is none of auto, dense, exact"),
             (("--heat", HERE / "missing"), 1, b"missing"),
             (("--heat", RELU), 1, b"not a .heat file"),
+            (("--order", "name"), 2, b"--order: 'name' is none of file, blocks, neurons"),
+            (("--gpu", "first"), 2, b"--gpu: 'first' is no number of a GPU"),
+            (("--gpu", "99"), 1, b"--gpu 99: "),
             (("--ram", "1K"), 1, b"cannot be cut so that it fits"),
             (("-c", "16000000"), 1, b"16000000 tokens takes"),
         ]:

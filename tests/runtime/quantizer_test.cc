@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "models/error.h"
+#include "models/quantize.h"
 #include "tests/models/tiny_model.h"
 
 namespace thermocline {
@@ -96,6 +97,34 @@ TEST_CASE("quantizer: a weight that cannot be stored is refused by name and plac
     CHECK_THROWS_WITH_AS(EncodeTensor(file, *file.FindTensor("blk.1.ffn_up.weight"), DType::kQ4_0, nullptr, team),
                          doctest::Contains("tensor 'blk.1.ffn_up.weight'"), Error);
   }
+}
+
+TEST_CASE("quantizer: neurons in another order are written so, and rounded as their rows are") {
+  const GgufFile file = TinyModel({.type = DType::kF16, .n_ff = 96, .biases = true}).Open();
+  const Model model = Model::FromGguf(file);
+  std::vector<int32_t> neurons(96);
+  for (int i = 0; i < 96; ++i) neurons[i] = i * 37 % 96;
+  const auto order = std::make_shared<const NeuronOrder>(neurons, 1);
+  const Model reordered = Reorder(model, {order, nullptr});
+  Team team(1);
+  int n_ordered = 0;
+  for (const Weight& weight : reordered.weights) {
+    if (!weight.rows && !weight.columns) continue;
+    const Tensor& tensor = *weight.tensor;
+    const DType type = weight.matrix ? DType::kQ4_0 : tensor.type;
+    const std::vector<uint8_t> bytes = EncodeTensor(file, tensor, type, nullptr, team, &weight);
+    const int64_t n = weight.n, k = weight.k;
+    std::vector<float> source(n * k), moved(n * k), encoded(n * k);
+    Dequantize(tensor.type, tensor.data, n * k, source.data());
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = 0; j < k; ++j)
+        moved[i * k + j] = source[(weight.rows ? neurons[i] : i) * k + (weight.columns ? neurons[j] : j)];
+    std::vector<uint8_t> expected(bytes.size());
+    Quantize(type, moved.data(), nullptr, n * k, expected.data());
+    CHECK(bytes == expected);
+    ++n_ordered;
+  }
+  CHECK(n_ordered == 5);  // gate, up, down and two biases
 }
 
 TEST_CASE("quantizer: type names") {

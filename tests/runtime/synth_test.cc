@@ -82,7 +82,7 @@ Watched Watch(const SynthOptions& options) {
   return seen;
 }
 
-SynthOptions Planted(double sparsity, Heat heat = Heat::kZipf, DType type = DType::kQ4_0) {
+SynthOptions Planted(double sparsity, PlantedHeat heat = PlantedHeat::kZipf, DType type = DType::kQ4_0) {
   return {.shape = SynthShapes()[0], .type = type, .activation = Activation::kRelu, .sparsity = sparsity, .heat = heat};
 }
 
@@ -153,8 +153,8 @@ std::vector<float> LowRank(const Watched& seen, int r) {
 
 TEST_CASE("synth: as many neurons are silent as was planted, in every layer") {
   for (const SynthOptions& options :
-       {Planted(0.9), Planted(0.9, Heat::kZipf, DType::kQ4_K), Planted(0.97), Planted(0.5, Heat::kFlat),
-        Planted(0.5, Heat::kZipf, DType::kQ8_0), Planted(0), Planted(0.9, Heat::kFlat, DType::kF16)}) {
+       {Planted(0.9), Planted(0.9, PlantedHeat::kZipf, DType::kQ4_K), Planted(0.97), Planted(0.5, PlantedHeat::kFlat),
+        Planted(0.5, PlantedHeat::kZipf, DType::kQ8_0), Planted(0), Planted(0.9, PlantedHeat::kFlat, DType::kF16)}) {
     const Watched seen = Watch(options);
     for (int layer = 0; layer < seen.config.n_layer; ++layer) {
       MESSAGE(SynthName(options), ", layer ", layer, ": ", seen.Silent(layer));
@@ -164,13 +164,13 @@ TEST_CASE("synth: as many neurons are silent as was planted, in every layer") {
 }
 
 TEST_CASE("synth: neurons fire as often as was planted") {
-  for (const Heat heat : {Heat::kZipf, Heat::kFlat}) {
+  for (const PlantedHeat heat : {PlantedHeat::kZipf, PlantedHeat::kFlat, PlantedHeat::kSorted}) {
     const Watched seen = Watch(Planted(0.9, heat));
     const std::vector<double> planned = FiringFrequencies(seen.config.n_ff, 0.9, heat);
     CHECK(std::ranges::is_sorted(planned, std::greater()));
     for (int layer = 0; layer < seen.config.n_layer; ++layer) {
       std::vector<int> fires = seen.fires[layer];
-      std::ranges::sort(fires, std::greater());
+      if (heat != PlantedHeat::kSorted) std::ranges::sort(fires, std::greater());
       // In order of heat, the sums of frequencies: noise orders the measured ones, too, which the flat ones show most.
       double measured_sum = 0, planned_sum = 0;
       for (size_t i = 0; i < fires.size(); ++i) {
@@ -204,7 +204,7 @@ TEST_CASE("synth: who fires depends on the token, in a way that a predictor can 
 }
 
 TEST_CASE("synth: frequencies of any sparsity have the mean that was asked for") {
-  for (const Heat heat : {Heat::kZipf, Heat::kFlat})
+  for (const PlantedHeat heat : {PlantedHeat::kZipf, PlantedHeat::kFlat})
     for (const double sparsity : {0.0, 0.01, 0.5, 0.9, kMaxSparsity}) {
       const auto frequencies = FiringFrequencies(5632, sparsity, heat);
       const double mean = std::accumulate(frequencies.begin(), frequencies.end(), 0.0) / 5632;
@@ -215,7 +215,7 @@ TEST_CASE("synth: frequencies of any sparsity have the mean that was asked for")
       }
     }
   const auto by_the_hottest = [](double sparsity, double part) {
-    const auto frequencies = FiringFrequencies(10000, sparsity, Heat::kZipf);
+    const auto frequencies = FiringFrequencies(10000, sparsity, PlantedHeat::kZipf);
     const auto n = static_cast<std::ptrdiff_t>(part * 10000);
     return std::accumulate(frequencies.begin(), frequencies.begin() + n, 0.0) / (10000 * (1 - sparsity));
   };
