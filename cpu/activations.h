@@ -60,6 +60,16 @@ constexpr int64_t ActivationOffset(int64_t k, int plane) { return k / 64 * kActi
 constexpr int64_t ActivationMetaOffset(int64_t group) {
   return group / 2 * kActivationPairBytes + 128 + group % 2 * static_cast<int64_t>(sizeof(ActivationMeta));
 }
+// In which form prompt rows meet integer weights; generated rows are always in planes.
+enum class PromptForm : uint8_t {
+  kPlanes,  // as above
+  kBf16,    // K values in BF16, and zeros up to whole pairs of groups (cpu/amx_linear.h). Rows are as far apart.
+};
+// Offset of value k, a multiple of 64, within a prompt row.
+constexpr int64_t PromptOffset(PromptForm form, int64_t k) {
+  return form == PromptForm::kBf16 ? 2 * k : ActivationOffset(k, 0);
+}
+
 // An odd number of lines: then the same line of many rows does not fall into the same sets of a cache.
 constexpr int64_t ActivationRowBytes(int64_t k) { return (ActivationGroups(k) / 2 * 3 | 1) * 64; }
 

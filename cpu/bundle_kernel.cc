@@ -38,7 +38,7 @@ struct BundleKernel::Code {
 BundleKernel::BundleKernel(Isa isa, const BundleShape& shape) : code_(std::make_unique<Code>()) {
   code_->shape = shape;
   if (isa == Isa::kScalar) return;
-  const bool avx2 = isa != Isa::kAvx512;  // AVX-VNNI has nothing to add where memory is the bound
+  const bool avx2 = !HasZmm(isa);  // AVX-VNNI has nothing to add where memory is the bound
   code_->name = avx2 ? "avx2" : "avx512_vnni";
   code_->up_code = avx2 ? MakeBundleUpAvx2(shape) : MakeBundleUpAvx512(shape);
   code_->up = code_->up_code->Finish<BundleUpFn>();

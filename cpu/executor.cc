@@ -75,6 +75,7 @@ struct CpuExecutor::Impl {
   void RunSparseLinear(Team::Member& member, const Op& op, const Bundles& bundles, const Then& then);
   void ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin, int64_t end,
                      int64_t n_rows);
+  void RunByForm(const LinearKernel& kernel, const Op& op, LinearArgs args, int64_t n_rows) const;
   void Quantize(const Op& op, bool wanted, int64_t row);
   void Receive(const Op& op, int64_t row);
   template <typename Then>
@@ -95,6 +96,7 @@ struct CpuExecutor::Impl {
   std::array<Plan, 2> plans;  // the second may be empty
   Team& team;
   const Isa isa;
+  const PromptForm prompt_form;
   const VectorOps& ops;
   KvLayout layout;
   Weights weights;
@@ -127,6 +129,7 @@ CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Is
       plans{Plan{model.program, {}, {}}, Plan{streamed ? *streamed : Program{}, {}, {}}},
       team(team),
       isa(isa),
+      prompt_form(PromptFormFor(isa)),
       ops(VectorOpsFor(isa)),
       layout(kv_layout),
       weights(file, model, team, isa, load),
@@ -330,8 +333,9 @@ void CpuExecutor::Impl::Quantize(const Op& op, bool wanted, int64_t row) {
     std::fill(x + first, x + op.begin, 0.f);  // neurons of the other half in a packed block of ours
     x += first;
   }
-  const bool prompt = op.bears_8_bits() && !wanted && step->prompt[row];
-  ops.quantize(x, k, prompt ? LoPlane::kLarge : LoPlane::kAll, Quantized(row, k));
+  const bool prompt = !wanted && step->prompt[row];
+  if (prompt && prompt_form == PromptForm::kBf16) return RoundToBf16(x, k, Quantized(row, k));
+  ops.quantize(x, k, prompt && op.bears_8_bits() ? LoPlane::kLarge : LoPlane::kAll, Quantized(row, k));
   if (generated) sparse_ffn.KeepInput(*bundles, row, Quantized(row, k));
 }
 
@@ -449,13 +453,27 @@ void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection
                           end - begin,
                           w.n_blocks(),
                           op.accumulate};
-    kernels.at(w.type()).Run(args, n_rows);
-    return;
+    return RunByForm(kernels.at(w.type()), op, args, n_rows);
   }
   const auto is_prompt = [&](int64_t row) { return step->prompt[op.wanted_rows ? step->wanted[row] : row] != 0; };
   float_linear.Run({w, begin * kPanelRows, std::min(end * kPanelRows, w.n()), Row(op.in, 0) + part.first_k,
                     Stride(op.in), y, Stride(projection.out), n_rows, op.accumulate},
                    is_prompt, member);
+}
+
+// Where prompt rows stand in a form of their own, rows go through the product in runs of one form.
+void CpuExecutor::Impl::RunByForm(const LinearKernel& kernel, const Op& op, LinearArgs args, int64_t n_rows) const {
+  if (prompt_form == PromptForm::kPlanes || op.wanted_rows) return kernel.Run(args, n_rows);
+  for (int64_t row = 0, n; row < n_rows; row += n) {
+    const bool prompt = step->prompt[row];
+    for (n = 1; row + n < n_rows && (step->prompt[row + n] != 0) == prompt;) ++n;
+    if (prompt)
+      kernel.RunPrompt(args, n);
+    else
+      kernel.Run(args, n);
+    args.x += n * args.x_stride_bytes;
+    args.y = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(args.y) + n * args.y_stride_bytes);
+  }
 }
 
 CpuExecutor::CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,

@@ -1,6 +1,8 @@
 #include "cpu/isa.h"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstdlib>
@@ -45,6 +47,19 @@ bool HasAvx512() {
          Has(Cpuid(7).ecx, bit_AVX512VNNI);
 }
 
+// The system gives a process tiles only when it asks, for all its threads.
+bool MayUseTiles() {
+  constexpr int kArchReqXcompPerm = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
+}
+
+bool HasAmx() {
+  constexpr uint64_t kTileState = 0x60000;
+  constexpr unsigned kAvx512Bf16Bit = 1 << 5, kAmxBf16Bit = 1 << 22, kAmxTileBit = 1 << 24;
+  return HasAvx512() && (SavedState() & kTileState) == kTileState && Has(Cpuid(7).edx, kAmxBf16Bit | kAmxTileBit) &&
+         Cpuid(7).eax >= 1 && Has(Cpuid(7, 1).eax, kAvx512Bf16Bit) && MayUseTiles();
+}
+
 }  // namespace
 
 std::string_view Name(Isa isa) {
@@ -53,13 +68,14 @@ std::string_view Name(Isa isa) {
     case Isa::kAvx2: return "avx2";
     case Isa::kAvxVnni: return "avxvnni";
     case Isa::kAvx512: return "avx512";
+    case Isa::kAmx: return "amx";
   }
   CHECK(!"an Isa outside the enumeration");
   return {};
 }
 
 bool CanRun(Isa isa) {
-  static const bool can_run[] = {true, HasAvx2(), HasAvxVnni(), HasAvx512()};
+  static const bool can_run[] = {true, HasAvx2(), HasAvxVnni(), HasAvx512(), HasAmx()};
   return can_run[static_cast<int>(isa)];
 }
 
@@ -74,7 +90,7 @@ Isa ChooseIsa() {
       throw Error("THERMOCLINE_ISA={}: this CPU (or its operating system) cannot run it; unset the variable", wanted);
     }
   }
-  throw Error("THERMOCLINE_ISA={}: unknown; it is one of scalar, avx2, avxvnni, avx512", wanted);
+  throw Error("THERMOCLINE_ISA={}: unknown; it is one of scalar, avx2, avxvnni, avx512, amx", wanted);
 }
 
 }  // namespace thermocline

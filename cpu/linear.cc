@@ -1,8 +1,10 @@
 #include "cpu/linear.h"
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
+#include "cpu/amx_linear.h"
 #include "cpu/jit/linear_jit.h"
 
 namespace thermocline {
@@ -55,13 +57,15 @@ struct LinearKernel::Code {
   std::vector<LinearFn> rows = {nullptr};  // by M; alone: the reference
   LinearFn decode = nullptr;
   std::vector<TileFn> tile[kTilePanels + 1];  // by panels and M; empty: the reference
+  std::optional<AmxLinear> amx;               // of prompt rows
 };
 
 LinearKernel::Code::Code(Isa isa, const PackedFormat& format, bool poison)
     : format(format), poisoned(poison ? isa : Isa::kScalar) {
   if (isa == Isa::kScalar) return;
-  const bool wide = isa == Isa::kAvx512, vnni = isa == Isa::kAvxVnni;
-  name = wide ? "avx512_vnni" : vnni ? "avx_vnni" : "avx2";
+  const bool wide = HasZmm(isa), vnni = isa == Isa::kAvxVnni;
+  if (isa == Isa::kAmx) amx.emplace(format);
+  name = amx ? "amx_bf16, avx512_vnni" : wide ? "avx512_vnni" : vnni ? "avx_vnni" : "avx2";
   for (int m = 1; m <= (wide ? kFewRowsAvx512 : kFewRowsAvx2); ++m)
     rows.push_back(Keep<LinearFn>(wide ? MakeLinearAvx512({&format, m}) : MakeLinearAvx2({&format, m}, vnni)));
   decode = Keep<LinearFn>(wide ? MakeDecodeAvx512(format) : MakeDecodeAvx2(format));
@@ -146,6 +150,13 @@ void LinearKernel::Run(const LinearArgs& args, int64_t m) const {
   else
     InParts(args, m, args.n_blocks * code_->format.block_k() < kManyK ? m : kTileRowsTogether,
             [&](const LinearArgs& part, int64_t now) { code_->RunTiles(part, now); });
+}
+
+void LinearKernel::RunPrompt(const LinearArgs& args, int64_t m) const {
+  if (code_->amx)
+    code_->amx->Run(args, m);
+  else
+    Run(args, m);
 }
 
 }  // namespace thermocline

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string_view>
 
+#include "cpu/activations.h"
 #include "cpu/isa.h"
 #include "cpu/packed.h"
 
@@ -41,14 +42,22 @@ class LinearKernel {
   LinearKernel(LinearKernel&&) noexcept;
 
   void Run(const LinearArgs& args, int64_t m) const;  // M = m >= 1
-  std::string_view name() const;                      // "avx512_vnni", "avx_vnni", "avx2", "reference"
+  // Rows in the form that prompt rows have here. Where that is kPlanes it is the same as Run.
+  void RunPrompt(const LinearArgs& args, int64_t m) const;
+  std::string_view name() const;  // "amx_bf16, avx512_vnni", "avx512_vnni", "avx_vnni", "avx2", "reference"
 
  private:
   struct Code;
   std::unique_ptr<Code> code_;
 };
 
-// cpu/ref/linear.cc: the specification, for one row of x. Integer sums in int64, the rest in double.
+constexpr PromptForm PromptFormFor(Isa isa) { return isa == Isa::kAmx ? PromptForm::kBf16 : PromptForm::kPlanes; }
+
+// K values to PromptForm::kBf16, at `out`, 64-byte aligned. Needs Isa::kAmx; rounds to nearest even, NaN stays NaN.
+void RoundToBf16(const float* x, int64_t k, uint8_t* out);
+
+// cpu/ref: the specifications, for one row of x. Integer sums in int64, the rest in double.
 void LinearReference(const PackedFormat& format, const LinearArgs& args);
+void Bf16LinearReference(const PackedFormat& format, const LinearArgs& args);  // of a row in PromptForm::kBf16
 
 }  // namespace thermocline

@@ -13,7 +13,8 @@ PackFn PackFnFor(Isa isa, DType source) {
     case Isa::kScalar: return nullptr;
     case Isa::kAvx2:
     case Isa::kAvxVnni: return PackFnAvx2(source);
-    case Isa::kAvx512: return PackFnAvx512(source);
+    case Isa::kAvx512:
+    case Isa::kAmx: return PackFnAvx512(source);
   }
   CHECK(!"an Isa outside the enumeration");
   return nullptr;

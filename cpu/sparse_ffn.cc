@@ -18,6 +18,7 @@ constexpr int64_t kGroupsTogether = kUpBlockK / kBundleNeurons;  // of down, mad
 SparseFfn::SparseFfn(const Weights& weights, const Model& model, Isa isa, const LoadOptions& load, int max_rows,
                      int n_members)
     : weights_(weights),
+      prompt_form_(PromptFormFor(isa)),
       skip_(load.ffn != FfnMode::kBundleDense),
       predicted_gate_(isa, max_rows, n_members),
       predictor_of_layer_(static_cast<size_t>(model.config.n_layer), -1),
@@ -139,8 +140,9 @@ void SparseFfn::PromptUp(const Bundles& bundles, int member, int64_t group, cons
   for (int64_t block = 0; block < shape.up_blocks(); ++block) {
     bundles.UpPanels(group, block, bundles.UpPanelBytes(block), panels);
     for (const RowRun& run : prompt_runs_) {
-      const uint8_t* rows = x + run.begin * ActivationRowBytes(shape.n_embd) + ActivationOffset(block * kUpBlockK, 0);
-      linear_.at(shape.up).Run(
+      const uint8_t* rows =
+          x + run.begin * ActivationRowBytes(shape.n_embd) + PromptOffset(prompt_form_, block * kUpBlockK);
+      linear_.at(shape.up).RunPrompt(
           {panels, rows, ActivationRowBytes(shape.n_embd), up.Row(run.begin) + group * kBundleNeurons,
            up.stride * static_cast<int64_t>(sizeof(float)), kBundleNeurons / kPanelRows, bundles.UpBlocks(block),
            block > 0},
@@ -158,12 +160,12 @@ void SparseFfn::PromptDown(const Bundles& bundles, int member, int64_t block, co
     bundles.DownPanels(block, group, n, bundles.DownPanelBytes(n), panels);
     for (const RowRun& run : prompt_runs_) {
       const uint8_t* rows =
-          x + run.begin * ActivationRowBytes(shape.n_ff) + ActivationOffset(group * kBundleNeurons, 0);
+          x + run.begin * ActivationRowBytes(shape.n_ff) + PromptOffset(prompt_form_, group * kBundleNeurons);
       linear_.at(shape.down)
-          .Run({panels, rows, ActivationRowBytes(shape.n_ff), out.Row(run.begin) + block * kDownOutputs,
-                out.stride * static_cast<int64_t>(sizeof(float)), bundles.DownPanelCount(block), (n + 1) / 2,
-                accumulate || group > 0},
-               run.n);
+          .RunPrompt({panels, rows, ActivationRowBytes(shape.n_ff), out.Row(run.begin) + block * kDownOutputs,
+                      out.stride * static_cast<int64_t>(sizeof(float)), bundles.DownPanelCount(block), (n + 1) / 2,
+                      accumulate || group > 0},
+                     run.n);
     }
   }
 }

@@ -126,6 +126,7 @@ class SparseFfn {
   const BundleKernel& Kernel(const BundleShape& shape) const { return kernels_.at({shape.up, shape.down}); }
 
   const Weights& weights_;
+  const PromptForm prompt_form_;
   const bool skip_;
   PredictedGate predicted_gate_;
   std::vector<int> predictor_of_layer_;  // -1: none

@@ -45,10 +45,11 @@ Topology DetectTopology();
 // of streams per thread that suit this machine best.
 double MeasureReadBandwidth(int n_threads, int64_t bytes);
 
-// Operations per second, two per multiply and add, of independent dot products of bytes (VNNI where `isa` has it) or of
-// fused multiply-adds of floats, with all `n_threads`: best of five. 0: `isa` has neither.
+// Operations per second, two per multiply and add, of independent dot products of bytes (VNNI where `isa` has it), of
+// fused multiply-adds of floats, and of products of tiles of BF16, with all `n_threads`: best of five. 0: `isa` has
+// none.
 struct Peak {
-  double int8, f32;
+  double int8, f32, bf16;
 };
 Peak MeasurePeak(Isa isa, int n_threads);
 

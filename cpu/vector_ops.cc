@@ -12,7 +12,8 @@ const VectorOps& VectorOpsFor(Isa isa) {
     case Isa::kScalar: return kVectorOpsScalar;
     case Isa::kAvx2:
     case Isa::kAvxVnni: return kVectorOpsAvx2;
-    case Isa::kAvx512: return kVectorOpsAvx512;
+    case Isa::kAvx512:
+    case Isa::kAmx: return kVectorOpsAvx512;
   }
   CHECK(!"an Isa outside the enumeration");
   return kVectorOpsScalar;

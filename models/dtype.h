@@ -54,5 +54,6 @@ inline constexpr std::array<int8_t, 16> kMxfp4Values = {0, 1, 2, 3, 4, 6, 8, 12,
 float HalfToFloat(uint16_t half);
 uint16_t FloatToHalf(float value);  // round to nearest even
 float Bf16ToFloat(uint16_t bf16);
+uint16_t FloatToBf16(float value);  // round to nearest even; of finite values
 
 }  // namespace thermocline

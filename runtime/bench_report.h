@@ -27,7 +27,7 @@ struct BenchTest {
 struct Roofs {
   int n_threads;
   double bytes_per_s;
-  double ops_per_s;  // of what the model's weights take: byte dots or floats; 0: not measured
+  double ops_per_s;  // of what the model's weights take: byte dots (tiles of BF16 with AMX) or floats; 0: not measured
 };
 
 struct BenchResult {

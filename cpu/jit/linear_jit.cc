@@ -27,7 +27,7 @@ void JitCode::LeaveFrame(int bytes) { mov(rsp, ptr[rsp + bytes]); }
 void JitCode::Poison(Isa isa) {
   if (isa == Isa::kAvx2 || isa == Isa::kAvxVnni)
     for (int i = 0; i < 16; ++i) vpcmpeqd(Xbyak::Ymm(i), Xbyak::Ymm(i), Xbyak::Ymm(i));
-  if (isa != Isa::kAvx512) return;
+  if (!HasZmm(isa)) return;
   for (int i = 0; i < 32; ++i) vpternlogd(Xbyak::Zmm(i), Xbyak::Zmm(i), Xbyak::Zmm(i), 0xff);
   for (int i = 0; i < 8; ++i) kxnorq(Xbyak::Opmask(i), Xbyak::Opmask(i), Xbyak::Opmask(i));
 }

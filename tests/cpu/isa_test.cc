@@ -61,6 +61,7 @@ TEST_CASE("ISAs that can run are what /proc/cpuinfo lists") {
   CHECK(CanRun(Isa::kAvxVnni) == has({"avx2", "fma", "f16c", "avx_vnni"}));
   CHECK(CanRun(Isa::kAvx512) ==
         has({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"}));
+  CHECK(CanRun(Isa::kAmx) == (CanRun(Isa::kAvx512) && has({"avx512_bf16", "amx_tile", "amx_bf16"})));
 }
 
 TEST_CASE("without THERMOCLINE_ISA the widest is chosen") {
@@ -88,7 +89,7 @@ TEST_CASE("an unknown THERMOCLINE_ISA is refused with the list of the known") {
   for (const char* unknown : {"avx", "AVX2", "avx512 ", "avx_vnni", "sse"}) {
     const ScopedIsa scoped(unknown);
     const std::string message = ErrorOfChoice();
-    for (std::string_view part : {"THERMOCLINE_ISA", unknown, "scalar", "avx2", "avxvnni", "avx512"})
+    for (std::string_view part : {"THERMOCLINE_ISA", unknown, "scalar", "avx2", "avxvnni", "avx512", "amx"})
       CHECK(Contains(message, part));
   }
 }

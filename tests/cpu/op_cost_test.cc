@@ -46,6 +46,7 @@ TEST_CASE("the peak of every instruction set is measured") {
     CHECK(peak.f32 > 1e8);
     CHECK(peak.int8 > peak.f32);
     CHECK(peak.int8 < 1e14);
+    CHECK((peak.bf16 > peak.f32) == (isa == Isa::kAmx));
   }
   CHECK(MeasurePeak(Isa::kScalar, 1).int8 == 0);
 }

@@ -1,0 +1,37 @@
+// y (+)= W x for prompt rows with AMX: weights and activations in BF16, sums in F32.
+//
+// A product in BF16 errs a tenth of what one plane of 8 bits does (HACKING.md "Numerics"), and has no scale to apply
+// group by group: tiles are summed up over the whole of K, which is what AMX is fast at.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu/jit/linear_jit.h"
+#include "cpu/jit/tile_amx.h"
+#include "cpu/linear.h"
+
+namespace thermocline {
+
+class AmxLinear {
+ public:
+  explicit AmxLinear(const PackedFormat& format);
+  // y[m, n] (+)= sum_k bf16(W[n, k]) x[m, k] as cpu/linear.h has it, but for the rows of x, which stand as
+  // PromptForm::kBf16. A row is the same bits for any M.
+  void Run(const LinearArgs& args, int64_t m) const;
+
+ private:
+  void Decode(const LinearArgs& args, int64_t panel, int panels, int64_t first_block, int64_t n_blocks,
+              uint8_t* tiles) const;
+  void RunTiles(AmxTileArgs args, int64_t m, int panels) const;
+
+  const PackedFormat& format_;
+  std::vector<std::unique_ptr<Xbyak::CodeGenerator>> jit_;
+  LinearFn decode_ = nullptr;
+  // By halves of 16 rows and panels, less one.
+  std::array<std::array<AmxTileFn, kAmxPanels>, kAmxHalves> tile_{};
+};
+
+}  // namespace thermocline

@@ -1,0 +1,126 @@
+//   tmm0..3   sums: rows [0, 16) of each panel, then rows [16, 32)
+//   tmm4, 5   a step of x, of each half of the rows
+//   tmm6, 7   a step of weights, of each panel
+//
+// Bound by tdpbf16ps, 16 cycles each: 64 a step, in which 4 tiles of 16 lines are loaded. Weights are in L1 or L2, x in
+// L2.
+#include "cpu/jit/tile_amx.h"
+
+#include <cstddef>
+
+namespace thermocline {
+namespace {
+
+using Xbyak::Tmm;
+
+class TileAmx final : public Xbyak::CodeGenerator {
+ public:
+  TileAmx(int halves, int panels)
+      : CodeGenerator(kCodeBytes, Xbyak::DontSetProtectRWE), halves_(halves), panels_(panels) {
+    for (const auto& reg : kSaved) push(reg);
+    ldtilecfg(ptr[args_ + offsetof(AmxTileArgs, config)]);
+    mov(x_, ptr[args_ + offsetof(AmxTileArgs, x)]);
+    mov(x_stride_, ptr[args_ + offsetof(AmxTileArgs, x_stride_bytes)]);
+    mov(y_, ptr[args_ + offsetof(AmxTileArgs, y)]);
+    mov(y_stride_, ptr[args_ + offsetof(AmxTileArgs, y_stride_bytes)]);
+    mov(n_tiles_, ptr[args_ + offsetof(AmxTileArgs, n_tiles)]);
+    mov(line_, 64);
+    Xbyak::Label next_tile;
+    L(next_tile);
+    Tile();
+    dec(n_tiles_);
+    jnz(next_tile, T_NEAR);
+    tilerelease();
+    for (int i = std::size(kSaved); i-- > 0;) pop(kSaved[i]);
+    ret();
+    setProtectModeRE();
+  }
+
+ private:
+  static constexpr size_t kCodeBytes = 4096;
+  static Tmm Sum(int half, int panel) { return Tmm(2 * half + panel); }
+  static Tmm X(int half) { return Tmm(4 + half); }
+  static Tmm Weights(int panel) { return Tmm(6 + panel); }
+  const Xbyak::Reg64 args_ = rdi, weights_ = rsi, step_ = rdx, line_ = rcx;
+  const Xbyak::Reg64 x_ = r8, x_stride_ = r9, y_ = r10, y_stride_ = r11, n_tiles_ = rax;
+  const Xbyak::Reg64 x_half_[kAmxHalves] = {rbx, rbp}, y_half_ = r12;  // x: of each half, at the step
+  const Xbyak::Reg64 kSaved[3] = {rbx, rbp, r12};
+  const int halves_, panels_;
+
+  // Leaves x_ and y_ on the next tile.
+  void Tile() {
+    Xbyak::Label zero, begin, next_step;
+    cmp(qword[args_ + offsetof(AmxTileArgs, accumulate)], 0);
+    je(zero, T_NEAR);
+    ForEachSum([&](const Tmm& sum, const Xbyak::Address& y) { tileloadd(sum, y); });
+    jmp(begin, T_NEAR);
+    L(zero);
+    for (int half = 0; half < halves_; ++half)
+      for (int panel = 0; panel < panels_; ++panel) tilezero(Sum(half, panel));
+    L(begin);
+    for (int half = 0; half < halves_; ++half) {
+      mov(x_half_[half], x_);
+      AddRows(x_, x_stride_);
+    }
+    mov(weights_, ptr[args_ + offsetof(AmxTileArgs, weights)]);
+    mov(step_, ptr[args_ + offsetof(AmxTileArgs, n_steps)]);
+    align(32);
+    L(next_step);
+    Step();
+    dec(step_);
+    jnz(next_step, T_NEAR);
+    ForEachSum([&](const Tmm& sum, const Xbyak::Address& y) { tilestored(y, sum); });
+    for (int half = 0; half < halves_; ++half) AddRows(y_, y_stride_);
+  }
+
+  void Step() {
+    for (int panel = 0; panel < panels_; ++panel) tileloadd(Weights(panel), ptr[weights_ + line_ + LineOf(panel)]);
+    for (int half = 0; half < halves_; ++half) {
+      tileloadd(X(half), ptr[x_half_[half] + x_stride_]);
+      for (int panel = 0; panel < panels_; ++panel) tdpbf16ps(Sum(half, panel), X(half), Weights(panel));
+      add(x_half_[half], kAmxStepK * 2);
+    }
+    add(weights_, panels_ * kAmxWeightBytes);
+  }
+  static int LineOf(int panel) { return panel * kAmxWeightBytes; }
+
+  template <typename Emit>
+  void ForEachSum(const Emit& emit) {
+    mov(y_half_, y_);
+    for (int half = 0; half < halves_; ++half) {
+      for (int panel = 0; panel < panels_; ++panel) emit(Sum(half, panel), ptr[y_half_ + y_stride_ + 64 * panel]);
+      if (half + 1 < halves_) AddRows(y_half_, y_stride_);
+    }
+  }
+
+  // So many as a half has.
+  void AddRows(const Xbyak::Reg64& at, const Xbyak::Reg64& stride) {
+    static_assert(kAmxHalfRows == 2 * 8);
+    for (int i = 0; i < 2; ++i) lea(at, ptr[at + stride * 8]);
+  }
+};
+
+}  // namespace
+
+AmxConfig AmxConfigFor(int64_t rows) {
+  AmxConfig config;
+  const auto set = [&](int tile, int64_t n) {
+    config.row_bytes[tile] = 64;
+    config.rows[tile] = static_cast<uint8_t>(n);
+  };
+  for (int half = 0; half < kAmxHalves; ++half) {
+    const int64_t left = rows - half * kAmxHalfRows;
+    if (left <= 0) break;
+    const int64_t here = left < kAmxHalfRows ? left : kAmxHalfRows;
+    for (int panel = 0; panel < kAmxPanels; ++panel) set(2 * half + panel, here);
+    set(4 + half, here);
+  }
+  for (int panel = 0; panel < kAmxPanels; ++panel) set(6 + panel, kAmxStepK / 2);
+  return config;
+}
+
+std::unique_ptr<Xbyak::CodeGenerator> MakeTileAmx(int halves, int panels) {
+  return std::make_unique<TileAmx>(halves, panels);
+}
+
+}  // namespace thermocline
