@@ -29,6 +29,9 @@ constexpr int64_t kMinChunkBytes = 16 * 1024;
 constexpr int64_t kChunksPerMember = 16;
 // With many rows, this many panels share each pass over the activations.
 constexpr int64_t kFewRows = 8, kMaxChunkPanels = 8;
+// Tiles of BF16 are done with a panel so soon that reading the rows for each chunk would show: larger ones, 8 % faster
+// on a Xeon's 2 cores.
+constexpr int64_t kMaxChunkPanelsBf16 = 32, kChunksPerMemberBf16 = 4;
 
 // What of a weight is ours: rows [first_row, first_row + n), columns from first_k on.
 struct Part {
@@ -423,8 +426,9 @@ void CpuExecutor::Impl::RunProjections(Team::Member& member, const Op& op, int n
     bytes += Matrix(op.projections[i].weight).bytes();
   }
   const int64_t for_bytes = std::max<int64_t>(1, kMinChunkBytes * n_panels / bytes / std::max<int64_t>(1, n_rows));
-  int64_t grain = std::max(for_bytes, n_panels / (kChunksPerMember * team.size()));
-  if (n_rows > kFewRows) grain = std::min(grain, kMaxChunkPanels);
+  const bool tiles = n_rows > kFewRows && prompt_form == PromptForm::kBf16;
+  int64_t grain = std::max(for_bytes, n_panels / ((tiles ? kChunksPerMemberBf16 : kChunksPerMember) * team.size()));
+  if (n_rows > kFewRows) grain = std::min(grain, tiles ? kMaxChunkPanelsBf16 : kMaxChunkPanels);
   if (n_rows == 0) n_panels = 0;
   member.For(
       n_panels, grain,
