@@ -163,6 +163,7 @@ class Device {
   virtual int64_t free_bytes() const = 0;                  // that Allocate may still give, within the budget
   virtual bool Supports(DType type) const = 0;             // as the type of a matrix
   virtual bool SupportsKv(KvTypes) const { return true; }  // whether pages may hold such keys and values
+  virtual bool StreamsUnasked() const { return true; }     // whether prompts stream weights to it by default
   virtual int64_t MatrixBytes(DType type, int64_t n, int64_t k) const { return PackedBytes(type, n, k); }
 
   // Zeroed, aligned to 256 bytes. Throws DeviceOutOfMemory naming `what`, in the budget or on the device.

@@ -95,6 +95,7 @@ int64_t SuitablePieceBytes(int64_t budget_bytes) { return std::min(kMaxPieceByte
 
 Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types, FfnMode ffn, const StepLimits& limits,
                      int64_t budget_bytes, int64_t piece_bytes, const HotNeurons* hot) {
+  const bool may_stream = piece_bytes > 0 || device.StreamsUnasked();
   if (piece_bytes == 0) piece_bytes = SuitablePieceBytes(budget_bytes);
   const auto total = [&](const Placement& placement, bool streams) {
     const SplitModel split = Split(model, placement);
@@ -115,6 +116,7 @@ Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types,
     return filling.At(good);
   };
   const Placement most = fill(false);
+  if (!may_stream) return most;
   const int64_t streaming = total(most, true) - total(most, false);
   return streaming > 0 && streaming <= budget_bytes / kStreamShare ? fill(true) : most;
 }

@@ -56,7 +56,8 @@ std::unique_ptr<Hybrid> Hybrid::Load(const GgufFile& file, const Model& model, T
   try {
     for (; UsesDevice(placement); placement = fill()) {
       std::unique_ptr<Hybrid> hybrid(new Hybrid(options.device, model, std::move(placement), kv_types));
-      hybrid->PlanStream(model, kv_types, load.ffn, limits, piece_bytes, budget);
+      if (piece_bytes > 0 || device.StreamsUnasked())
+        hybrid->PlanStream(model, kv_types, load.ffn, limits, piece_bytes, budget);
       const DeviceBytes bytes = hybrid->Bytes(limits);
       try {
         note(DescribePlan(device, hybrid->placement_, model.config, bytes));
