@@ -14,8 +14,8 @@
 // more groups in which one of them has a lo plane. Groups in which none has it take a path of their own, to the same
 // bits.
 //
-// While a tile is computed the lines of the next one are fetched, as in tile_avx512.cc: on a Zen 3 that is 5 to 9 % of a
-// prompt's product. There the steps above take 54 cycles per 3 rows, 2 halves and 32 k, with all of it in L1; ports
+// While a tile is computed the lines of the next one are fetched, as in tile_avx512.cc: on a Zen 3 that is 5 to 9 % of
+// a prompt's product. There the steps above take 54 cycles per 3 rows, 2 halves and 32 k, with all of it in L1; ports
 // alone would allow 37.
 #include "cpu/jit/dot_avx2.h"
 
