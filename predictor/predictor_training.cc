@@ -72,9 +72,9 @@ class Trainer {
         samples_(samples),
         random_(seed),
         order_(static_cast<size_t>(samples.n)),
+        frequency_(FiringFrequency(samples)),
         x_(kBatch * samples.n_embd),
-        scores_(kBatch * samples.n_ff),
-        frequency_(FiringFrequency(samples)) {
+        scores_(kBatch * samples.n_ff) {
     std::iota(order_.begin(), order_.end(), 0);
     std::shuffle(order_.begin(), order_.end(), random_);
     const double mean = std::accumulate(frequency_.begin(), frequency_.end(), 0.0) / static_cast<double>(samples.n_ff);

@@ -22,7 +22,7 @@ using cuda::Program;
 using cuda::StepShape;
 
 constexpr int64_t kUploadBytes = int64_t{16} << 20;  // of each of two page-locked buffers
-constexpr int kSpins = 1 << 14;  // looks at a flag between asking whether the device is still there
+constexpr int kSpins = 1 << 14;                      // looks at a flag between asking whether the device is still there
 
 // The tables of a step, side by side in page-locked memory and on the device.
 class StepMemory {
