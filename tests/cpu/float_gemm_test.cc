@@ -10,8 +10,12 @@
 namespace thermocline {
 
 TEST_CASE("float_gemm: every way of transposing is the product") {
-  for (const auto& [m, n, k] : {std::array<int64_t, 3>{1, 1, 1}, {3, 5, 7}, {32, 17, 64}, {70, 129, 33}})
+  struct Shape {
+    int64_t m, n, k;
+  };
+  for (const Shape& shape : {Shape{1, 1, 1}, {3, 5, 7}, {32, 17, 64}, {70, 129, 33}})
     for (const Transposed transposed : {Transposed::kNone, Transposed::kA, Transposed::kB}) {
+      const int64_t m = shape.m, n = shape.n, k = shape.k;
       CAPTURE(m);
       CAPTURE(n);
       CAPTURE(k);
