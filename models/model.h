@@ -141,8 +141,10 @@ struct Op {
   int first_token = 0, end_token = INT32_MAX;  // kAttentionState: multiples of a page
   int16_t channel = -1;  // kSend, kReceive: which of the places where the two sides meet; kSendPanels: which piece
 
-  // kLinear within a layer: whether prompt rows of `in` bear 8 bits per value (HACKING.md "Numerics"): all but q, k, v.
-  bool bears_8_bits() const { return projections[0].out != Slot::kQuery; }
+  // kLinear within a layer: whether prompt rows of `in` bear 8 bits per value (HACKING.md "Numerics"): those of the FFN.
+  bool bears_8_bits() const {
+    return in == Slot::kGate || projections[0].out == Slot::kGate || projections[0].out == Slot::kUp;
+  }
 };
 
 // (rope_dims / 2): radians per position of a kRope op's pairs. `factors`: the weight rope_factors, or null.
