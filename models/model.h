@@ -141,7 +141,8 @@ struct Op {
   int first_token = 0, end_token = INT32_MAX;  // kAttentionState: multiples of a page
   int16_t channel = -1;  // kSend, kReceive: which of the places where the two sides meet; kSendPanels: which piece
 
-  // kLinear within a layer: whether prompt rows of `in` bear 8 bits per value (HACKING.md "Numerics"): those of the FFN.
+  // kLinear within a layer: whether prompt rows of `in` bear 8 bits per value (HACKING.md "Numerics"): those of the
+  // FFN.
   bool bears_8_bits() const {
     return in == Slot::kGate || projections[0].out == Slot::kGate || projections[0].out == Slot::kUp;
   }
