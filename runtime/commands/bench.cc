@@ -163,7 +163,8 @@ BenchResult RunTest(Engine& engine, const Tokenizer& tokenizer, const Model& mod
 Roofs MeasureRoofs(int n_threads, bool float_weights) {
   const int64_t bytes = std::min(kMeasuredBytes, DetectTopology().memory_available_bytes / 4);
   const Peak peak = MeasurePeak(ChooseIsa(), n_threads);
-  return {n_threads, MeasureReadBandwidth(n_threads, bytes) * 1e9, float_weights ? peak.f32 : std::max(peak.int8, peak.bf16)};
+  return {n_threads, MeasureReadBandwidth(n_threads, bytes) * 1e9,
+          float_weights ? peak.f32 : std::max(peak.int8, peak.bf16)};
 }
 
 struct BenchOptions {

@@ -47,9 +47,10 @@ bool ParseRequest(const Command& command, std::vector<std::string> args, Request
   line.AddText("--activation", "NAME", &request.activation, "silu or relu (silu)");
   line.AddDouble("--sparsity", &request.sparsity, 0, kMaxSparsity,
                  "With relu: the share of neurons that are silent, in the mean over tokens and neurons of each layer");
-  line.AddText("--heat", "NAME", &request.heat,
-               "How often they fire: zipf, a few nearly always and most seldom; sorted, so, and standing in this order; "
-               "flat, all alike (zipf)");
+  line.AddText(
+      "--heat", "NAME", &request.heat,
+      "How often they fire: zipf, a few nearly always and most seldom; sorted, so, and standing in this order; "
+      "flat, all alike (zipf)");
   line.AddInt("--seed", &request.seed, 0, UINT32_MAX, "The same seed gives the same file (1)");
   line.AddText("--vocabulary", "MODEL", &request.vocabulary, "Whose vocabulary it takes (the default model)");
   line.SetFooter("The weights are random, and what such a model says means nothing; it is for measuring speed.");
