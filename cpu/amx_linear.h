@@ -1,7 +1,7 @@
 // y (+)= W x for prompt rows with AMX: weights and activations in BF16, sums in F32.
 //
-// A product in BF16 errs a tenth of what one plane of 8 bits does (HACKING.md "Numerics"), and has no scale to apply
-// group by group: tiles are summed up over the whole of K, which is what AMX is fast at.
+// BF16 needs no planes and has no scale to apply group by group: tiles are summed up over the whole of K, which is what
+// AMX is fast at.
 #pragma once
 
 #include <array>
