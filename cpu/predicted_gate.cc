@@ -55,8 +55,8 @@ void PredictedGate::Add(const Bundles& gates, const NeuronPredictor& predictor, 
   if (kernel == kernels_.end())
     kernel = kernels_.insert(kernels_.end(), {shape.up, std::make_unique<BundleKernel>(isa_, shape)});
   layers_.push_back({&gates, kernel->second.get(), Pack(predictor.in, predictor.rank, shape.n_embd, isa_),
-                     Pack(predictor.out, shape.n_ff, predictor.rank, isa_), predictor.bias, predictor.bias,
-                     activation});
+                     Pack(predictor.out, shape.n_ff, predictor.rank, isa_), predictor.bias, predictor.bias, activation,
+                     predictor.relu});
   Layer& layer = layers_.back();
   for (float& cut : layer.cut) cut = predictor.level - cut;
   reduced_stride_ = std::max(reduced_stride_, layer.in.n_panels() * kPanelRows);
@@ -90,9 +90,12 @@ void PredictedGate::Reduce(const Layer& layer, const Rows& rows, int64_t begin, 
 
 void PredictedGate::QuantizeReduced(const Layer& layer, const Rows& rows) const {
   for (const RowRun& run : rows.runs)
-    for (int64_t row = run.begin; row < run.begin + run.n; ++row)
-      ops_.quantize(reduced_.as<float>() + row * reduced_stride_, layer.in.n(), LoPlane::kAll,
-                    reduced_q_.data() + row * reduced_q_bytes_);
+    for (int64_t row = run.begin; row < run.begin + run.n; ++row) {
+      float* reduced = reduced_.as<float>() + row * reduced_stride_;
+      if (layer.relu)
+        for (int64_t i = 0; i < layer.in.n(); ++i) reduced[i] = std::max(0.0f, reduced[i]);
+      ops_.quantize(reduced, layer.in.n(), LoPlane::kAll, reduced_q_.data() + row * reduced_q_bytes_);
+    }
 }
 
 void PredictedGate::RunSlice(const Layer& layer, const Rows& rows, int64_t slice, int member,

@@ -74,6 +74,7 @@ class PredictedGate {
     PackedMatrix in, out;
     std::vector<float> bias, cut;  // (n_ff): score > cut = level - bias
     Activation activation;
+    bool relu;  // between in and out
   };
 
   void Reduce(const Layer& layer, const Rows& rows, int64_t begin, int64_t end) const;

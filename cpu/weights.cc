@@ -36,7 +36,7 @@ struct Task {
 
 // Where rows [begin, end) of a weight stand in the file.
 std::span<const uint8_t> Reads(const Weight& weight, int64_t begin, int64_t end) {
-  if (weight.rows) return {weight.tensor->data, weight.tensor->bytes};
+  if (weight.rows || weight.transposed) return {weight.tensor->data, weight.tensor->bytes};
   const int64_t row_bytes = weight.row_bytes();
   const uint8_t* first = weight.tensor->data + (weight.first_row + begin) * row_bytes;
   // Of a part of the columns whole rows but what is in front of the part.
@@ -121,7 +121,8 @@ PackedIdentity Identity(const GgufFile& file, const Model& model, std::span<cons
     words.push_back(static_cast<uint64_t>(weight.type()));
     words.push_back(static_cast<uint64_t>(weight.n));
     words.push_back(static_cast<uint64_t>(weight.k));
-    if (weight.n != weight.tensor->ne[1] || weight.k != weight.tensor->ne[0]) {
+    const int rows = weight.transposed ? 0 : 1;
+    if (weight.n != weight.tensor->ne[rows] || weight.k != weight.tensor->ne[1 - rows]) {
       words.push_back(static_cast<uint64_t>(weight.first_row));
       words.push_back(static_cast<uint64_t>(weight.first_k));
     }

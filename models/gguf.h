@@ -1,7 +1,8 @@
 // GGUF v2/v3 model files, memory-mapped and treated as hostile.
 //
 // Layout (little-endian): "GGUF" | u32 version | u64 n_tensors | u64 n_kv | kv... | tensor infos... | padding to
-// general.alignment | tensor data. Format: ggml docs/gguf.md.
+// general.alignment | tensor data. Format: ggml docs/gguf.md. PowerInfer's files begin with "PWRI" and are the same
+// otherwise.
 #pragma once
 
 #include <cstdint>
@@ -55,6 +56,7 @@ class GgufFile {
 
   const std::string& path() const { return path_; }
   uint32_t version() const { return version_; }
+  bool powerinfer() const { return powerinfer_; }  // one of PowerInfer's
   uint64_t file_bytes() const;
   const std::vector<std::pair<std::string, GgufValue>>& metadata() const { return metadata_; }  // in file order
   const std::vector<Tensor>& tensors() const { return tensors_; }                               // in file order
@@ -106,6 +108,7 @@ class GgufFile {
   const GgufValue& Need(std::string_view key) const;
   std::string path_;
   uint32_t version_ = 0;
+  bool powerinfer_ = false;
   std::unique_ptr<MappedFile> map_;
   std::vector<std::pair<std::string, GgufValue>> metadata_;
   std::vector<Tensor> tensors_;

@@ -99,7 +99,8 @@ void GgufParser::Parse() {
 
 void GgufParser::ReadMagicAndVersion() {
   Need(4, 1, "magic");
-  if (std::memcmp(base_, "GGUF", 4) != 0) {
+  file_.powerinfer_ = std::memcmp(base_, "PWRI", 4) == 0;
+  if (!file_.powerinfer_ && std::memcmp(base_, "GGUF", 4) != 0) {
     Fail(0, "magic", "is {}, not 'GGUF': this is no GGUF model. Name a .gguf file.",
          Quoted({reinterpret_cast<const char*>(base_), 4}));
   }

@@ -24,7 +24,9 @@ class Builder {
  private:
   const Tensor& Require(const std::string& name) const;
   WeightId Add(const Tensor& tensor, bool matrix);
+  void CheckShape(const Tensor& tensor, int64_t n, int64_t k) const;  // as it stands in the file
   WeightId Matrix(const std::string& name, int64_t n, int64_t k);
+  WeightId Transposed(const std::string& name, int64_t n, int64_t k);
   WeightId Vector(const std::string& name, int64_t n);
   WeightId OptionalVector(const std::string& name, int64_t n) {
     return file_.FindTensor(name) == nullptr ? WeightId{-1} : Vector(name, n);
@@ -39,6 +41,7 @@ class Builder {
   void Layer(int layer);
   void Attention(int layer);
   void FeedForward(int layer);
+  void Predictors();
   void Head();
 
   Op& Emit(OpKind kind, int layer, Slot in, Slot out);
@@ -71,13 +74,29 @@ WeightId Builder::Add(const Tensor& tensor, bool matrix) {
   return static_cast<WeightId>(model_.weights.size() - 1);
 }
 
+void Builder::CheckShape(const Tensor& tensor, int64_t n, int64_t k) const {
+  if (tensor.ne[0] == k && tensor.ne[1] == n && tensor.ne[2] == 1 && tensor.ne[3] == 1) return;
+  throw Error("{} has the shape {}, not {} x {} as the metadata says. {}", file_.Where(tensor),
+              fmt::join(tensor.ne, " x "), k, n, kDamagedOrUnsupported);
+}
+
 WeightId Builder::Matrix(const std::string& name, int64_t n, int64_t k) {
   const Tensor& tensor = Require(name);
-  if (tensor.ne[0] != k || tensor.ne[1] != n || tensor.ne[2] != 1 || tensor.ne[3] != 1) {
-    throw Error("{} has the shape {}, not {} x {} as the metadata says. {}", file_.Where(tensor),
-                fmt::join(tensor.ne, " x "), k, n, kDamagedOrUnsupported);
-  }
+  CheckShape(tensor, n, k);
   return Add(tensor, true);
+}
+
+WeightId Builder::Transposed(const std::string& name, int64_t n, int64_t k) {
+  const Tensor& tensor = Require(name);
+  CheckShape(tensor, k, n);
+  const WeightId id = Add(tensor, true);
+  Weight& weight = model_.weights.back();
+  weight.transposed = true;
+  std::swap(weight.n, weight.k);
+  if (k % Info(weight.type()).block != 0)
+    throw Error("{} has {} rows, no multiple of {}, and cannot be quantized along them. {}", file_.Where(tensor), k,
+                Info(weight.type()).block, kOtherModel);
+  return id;
 }
 
 WeightId Builder::Vector(const std::string& name, int64_t n) {
@@ -185,7 +204,9 @@ void Builder::Rope(int layer, Slot inout) {
 }
 
 Projection Builder::Project(const std::string& name, int64_t n, int64_t k, Slot out) {
-  return {.weight = Matrix(name + ".weight", n, k), .bias = OptionalVector(name + ".bias", n), .out = out};
+  const std::string matrix = name + ".weight", transposed = name + "_t.weight";
+  const WeightId weight = file_.FindTensor(transposed) ? Transposed(transposed, n, k) : Matrix(matrix, n, k);
+  return {.weight = weight, .bias = OptionalVector(name + ".bias", n), .out = out};
 }
 
 void Builder::Residual(int layer, Slot in, int64_t k, const std::string& product, const std::string& post_norm) {
@@ -237,6 +258,22 @@ void Builder::FeedForward(int layer) {
   Residual(layer, Slot::kGate, config_.n_ff, Name(layer, "ffn_down"), Name(layer, "post_ffw_norm"));
 }
 
+void Builder::Predictors() {
+  const auto name = [this](int layer, std::string_view part) { return Name(layer, part) + ".weight"; };
+  if (file_.FindTensor(name(0, "fc1")) == nullptr) return;
+  for (int layer = 0; layer < config_.n_layer; ++layer) {
+    const FilePredictor predictor = {&Require(name(layer, "fc1")), &Require(name(layer, "fc2"))};
+    const int64_t rank = predictor.in->ne[1];
+    if (rank > kMaxPredictorRank)
+      throw Error("{} has {} rows, over the limit of {}. {}", file_.Where(*predictor.in), rank, kMaxPredictorRank,
+                  kDamagedOrUnsupported);
+    CheckShape(*predictor.in, rank, config_.n_embd);
+    CheckShape(*predictor.out, config_.n_ff, rank);
+    used_.insert({predictor.in, predictor.out});
+    model_.predictors.push_back(predictor);
+  }
+}
+
 // A model without output.weight multiplies by its embedding: one tensor, one weight.
 void Builder::Head() {
   Norm(-1, Slot::kHidden, Slot::kNormed, false, "output_norm");
@@ -271,6 +308,7 @@ void Builder::Build() {
     FeedForward(layer);
   }
   Head();
+  Predictors();
 }
 
 // A tensor that nothing reads means that the model is more than its architecture row says.
@@ -295,6 +333,13 @@ std::vector<double> RopeFrequencies(const ModelConfig& config, const Op& op, con
 bool SameFrequencies(const Op& a, const Op& b) {
   return a.rope_base == b.rope_base && a.rope_scale == b.rope_scale && a.rope_factors == b.rope_factors;
 }
+
+DType Weight::type() const {
+  const DType own = transposed && Info(tensor->type).block > 1 ? DType::kQ8_0 : tensor->type;
+  return columns ? columns->TypeOf(own) : own;
+}
+
+int Weight::block() const { return transposed ? 1 : static_cast<int>(Info(tensor->type).block); }
 
 int64_t Weight::row_bytes() const {
   const DTypeInfo& info = Info(tensor->type);

@@ -160,17 +160,28 @@ struct Program {
 
 // Rows [first_row, first_row + n), columns [first_k, first_k + k) of a tensor: all of it but in halves of a split
 // model, where n = 0 is a weight that this half has nothing of. models/weight_rows.h reads them.
+//
+// Of a transposed tensor (PowerInfer's ffn_down_t) the weight's rows are the columns; blocks run across them there, so
+// that the weight is quantized anew, to Q8_0.
 struct Weight {
   const Tensor* tensor;
   bool matrix;   // (N, K) to be packed; otherwise a vector of n floats
   int64_t n, k;  // k = 1 for vectors
   int64_t first_row = 0, first_k = 0;
   std::shared_ptr<const NeuronOrder> rows{}, columns{};  // in which they are counted; null: as in the file
+  bool transposed = false;
 
-  DType type() const { return columns ? columns->TypeOf(tensor->type) : tensor->type; }  // in which it is held
-  // From one row of the tensor to the next; where the first block of the weight stands, if it has no order of its own.
-  int64_t row_bytes() const;
+  DType type() const;         // in which it is held
+  int block() const;          // consecutive columns that the file quantized together
+  int64_t row_bytes() const;  // from one row of the tensor to the next
+  // Where the first block of the weight stands, if it has no order of its own and is not transposed.
   const uint8_t* data() const;
+};
+
+// What PowerInfer's files say about which neurons of a layer fire: where (out max(0, in x))[i] reaches a threshold.
+struct FilePredictor {
+  const Tensor* in;   // fc1 (rank, n_embd)
+  const Tensor* out;  // fc2 (n_ff, rank)
 };
 
 // A checkpoint: configuration, weights by id and the forward pass. Refers into the file, which must outlive it.
@@ -178,6 +189,7 @@ struct Model {
   ModelConfig config;
   std::vector<Weight> weights;
   Program program;
+  std::vector<FilePredictor> predictors;  // of all layers, or empty
 
   // Throws Error naming file and key or tensor for an unknown architecture (with the list of the known), for anything
   // missing, of the wrong shape or type, out of bounds or not supported (such as yarn rope scaling).

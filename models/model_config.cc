@@ -162,10 +162,10 @@ void RefuseUnsupported(const Reader& reader) {
 }
 
 // GGUF has no key for the activation: it comes with the architecture. ReLU-fied models (arXiv:2310.04564) are llama in
-// everything else, so they name it in a key of our own.
+// everything else, so they name it in a key of our own. PowerInfer's files of llama models are all ReLU-fied.
 Activation ReadActivation(const GgufFile& file, Activation fallback) {
   constexpr std::string_view kKey = "thermocline.activation";
-  if (file.Find(kKey) == nullptr) return fallback;
+  if (file.Find(kKey) == nullptr) return file.powerinfer() ? Activation::kRelu : fallback;
   const std::string_view name = file.GetString(kKey);
   if (const auto activation = FindActivation(name)) return *activation;
   throw Error("{} is {}, which is not supported: it is one of {}. {}", file.Where(kKey), Quoted(name),
@@ -196,7 +196,9 @@ ModelConfig ReadConfig(const GgufFile& file, const Arch& arch, bool arch_is_from
   config.n_layer = reader.Int("block_count", 1, kMaxLayers);
   config.n_embd = reader.Int("embedding_length", 2, kMaxEmbedding);
   config.n_ff = reader.Int("feed_forward_length", 1, kMaxFeedForward);
-  config.n_ctx_train = reader.Int("context_length", 1, kMaxTrainContext);
+  // PowerInfer counts the rows in front of the first position as well.
+  const int unused = file.powerinfer() ? arch.position_offset : 0;
+  config.n_ctx_train = reader.Int("context_length", 1 + unused, kMaxTrainContext) - unused;
   config.norm_eps = reader.Float(
       arch.norm == NormKind::kLayer ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon", 1);
   config.embedding_scale = arch.scale_embedding ? std::sqrt(static_cast<float>(config.n_embd)) : 1;

@@ -70,8 +70,7 @@ uint64_t HashOf(const NeuronOrders& orders) {
 
 int LosslessUnit(const Model& model, int layer) {
   for (const Op& op : model.program.ops)
-    if (op.layer == layer && ReadsNeurons(op))
-      return static_cast<int>(Info(model.weights[op.projections[0].weight].tensor->type).block);
+    if (op.layer == layer && ReadsNeurons(op)) return model.weights[op.projections[0].weight].block();
   CHECK(!"a layer without an FFN");
   return 1;
 }

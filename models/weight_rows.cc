@@ -1,5 +1,6 @@
 #include "models/weight_rows.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -51,17 +52,48 @@ class RowReader {
   std::vector<float> file_, ordered_;
 };
 
+// The same of a transposed tensor: floats (n_rows, n_columns). Each of its rows holds one column.
+std::vector<float> ReadTransposed(const Weight& weight, int64_t row, int64_t n_rows, int64_t column,
+                                  int64_t n_columns) {
+  constexpr int64_t kTogether = 16;  // columns, so that their numbers of a row are written side by side
+  const DTypeInfo& info = Info(weight.tensor->type);
+  row += weight.first_row;
+  const int64_t first = row / info.block * info.block;
+  const int64_t width = (row + n_rows - first + info.block - 1) / info.block * info.block;
+  std::vector<float> floats(static_cast<size_t>(n_rows * n_columns)), strips(static_cast<size_t>(kTogether * width));
+  for (int64_t begin = 0; begin < n_columns; begin += kTogether) {
+    const int64_t n = std::min(kTogether, n_columns - begin);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t at = column + begin + i;
+      Dequantize(weight.tensor->type,
+                 weight.tensor->data + (weight.columns ? (*weight.columns)[at] : at) * weight.row_bytes() +
+                     FileRowBytes(weight.tensor->type, first),
+                 width, strips.data() + i * width);
+    }
+    for (int64_t r = 0; r < n_rows; ++r)
+      for (int64_t i = 0; i < n; ++i) floats[r * n_columns + begin + i] = strips[i * width + row - first + r];
+  }
+  return floats;
+}
+
 }  // namespace
 
 FileRows RowsAs(DType type, const Weight& weight, int64_t row, int64_t n_rows, int64_t column, int64_t n_columns,
                 std::vector<uint8_t>& scratch) {
+  const int64_t row_bytes = FileRowBytes(type, n_columns);
+  if (weight.transposed) {
+    const std::vector<float> floats = ReadTransposed(weight, row, n_rows, column, n_columns);
+    scratch.resize(static_cast<size_t>(n_rows * row_bytes));
+    for (int64_t i = 0; i < n_rows; ++i)
+      Quantize(type, floats.data() + i * n_columns, nullptr, n_columns, scratch.data() + i * row_bytes);
+    return {scratch.data(), row_bytes};
+  }
   const DType source = weight.tensor->type;
   const bool whole_blocks = !weight.columns || weight.columns->unit() % Info(source).block == 0;
   const bool as_they_are = type == source && whole_blocks;
   CHECK(!as_they_are || column % Info(source).block == 0);
   if (as_they_are && !weight.rows && !weight.columns)
     return {FileRow(weight, row) + FileRowBytes(source, column), weight.row_bytes()};
-  const int64_t row_bytes = FileRowBytes(type, n_columns);
   scratch.resize(static_cast<size_t>(n_rows * row_bytes));
   RowReader reader(weight, column, n_columns);
   for (int64_t i = 0; i < n_rows; ++i) {

@@ -74,8 +74,8 @@ HotNeurons ByHeat(const Model& model, const Heat& heat, HeatOrder by) {
 HeatOrder FreeOrder(const Model& model) {
   for (const Op& op : model.program.ops) {
     if (op.kind != OpKind::kLinear || op.in != Slot::kGate) continue;
-    const DType type = model.weights[op.projections[0].weight].tensor->type;
-    if (type != DType::kQ8_0 && Info(type).block > 1) return HeatOrder::kBlocks;
+    const Weight& down = model.weights[op.projections[0].weight];
+    if (down.type() != DType::kQ8_0 && down.block() > 1) return HeatOrder::kBlocks;
   }
   return HeatOrder::kNeurons;
 }

@@ -211,6 +211,8 @@ void ForScores(const NeuronPredictor& predictor, const FiringSamples& samples, c
     std::iota(tokens.begin(), tokens.end(), at);
     LoadInputs(samples, std::span(tokens).first(static_cast<size_t>(n)), x.data());
     FloatGemm({Transposed::kB, n, rank, n_embd, x.data(), in.data(), reduced.data()});
+    if (predictor.relu)
+      for (float& value : reduced) value = std::max(0.0f, value);
     FloatGemm({Transposed::kB, n, n_ff, rank, reduced.data(), out.data(), scores.data()});
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < n_ff; ++j) scores[i * n_ff + j] += predictor.bias[j];

@@ -167,7 +167,7 @@ PredictorEvaluation EvaluatePredictors(const Model& model, const Tokenizer& toke
                                        const Heat& heat, const PredictorEngines& engines) {
   CheckPredictable(model);
   const HeatPredictors& predictors = heat.predictors;
-  CHECK(predictors.complete());
+  CHECK(std::ssize(predictors.layers) == model.config.n_layer);
   auto dense = engines.dense();
   const int n_ctx = dense->n_ctx(), n_threads = dense->n_threads();
   const std::vector<FiringSamples> samples =

@@ -46,7 +46,7 @@ struct PredictorEvaluation {
   int64_t tokens = 0;
   double perplexity = 0, rise = 0, rise_error = 0;  // of the dense model; rise: 0.01 is 1 % over it
 };
-// Of predictors that are complete.
+// Of predictors that are complete, or the model file's.
 PredictorEvaluation EvaluatePredictors(const Model& model, const Tokenizer& tokenizer, std::span<const TokenId> tokens,
                                        const Heat& heat, const PredictorEngines& engines);
 std::string DescribeEvaluation(const PredictorEvaluation& evaluation);

@@ -4,6 +4,7 @@
 
 #include "models/error.h"
 #include "models/quoted.h"
+#include "predictor/file_predictors.h"
 #include "predictor/heat.h"
 #include "runtime/text_io.h"
 
@@ -47,8 +48,13 @@ ThresholdPoint ChoosePoint(const GgufFile& file, const Model& model, std::option
   return heat.chosen_threshold >= 0 ? heat.thresholds[heat.chosen_threshold] : heat.thresholds.back();
 }
 
+// Those that were trained here come before those that PowerInfer put into the file.
 HeatPredictors ChoosePredictors(const GgufFile& file, const Model& model) {
+  std::error_code error;
+  if (!model.predictors.empty() && !std::filesystem::exists(HeatPath(file.path()), error))
+    return ReadFilePredictors(file, model);
   Heat heat = NeedHeat(file, model, "predicted", "--train-predictors");
+  if (!heat.predictors.complete() && !model.predictors.empty()) return ReadFilePredictors(file, model);
   if (!heat.predictors.complete())
     throw Error("{}: no predictors in it: thermocline profile MODEL --text FILE --train-predictors",
                 HeatPath(file.path()).string());
@@ -94,6 +100,11 @@ LoadOptions SparsityFlag::Choose(const GgufFile& file, const Model& model) {
     if (word_ == "auto" && HardlyAnySilent(file, model)) return load;
     if (mode == FfnMode::kThreshold) point_ = ChoosePoint(file, model, mean_);
     if (mode == FfnMode::kPredicted) predictors_ = ChoosePredictors(file, model);
+    if (audit_ && predictors_ && !predictors_->complete())
+      throw Error(
+          "{}: --audit compares with what predictors missed when they were judged, and those of this file were not. "
+          "`thermocline profile MODEL --text FILE --train-predictors` makes some that are.",
+          file.path());
     load.ffn = mode;
     if (predictors_) load.predictors = &predictors_->layers;
     return load;
@@ -121,7 +132,10 @@ std::unique_ptr<FfnAuditor> SparsityFlag::Apply(Engine& engine) const {
     levels = AuditedThresholds(engine, *point_);
   } else {
     engine.SetNeuronLevels(predictors_->firing_levels);
-    Note("predicting which neurons fire; perplexity {:+.1f} % when trained", 100 * predictors_->rise);
+    if (predictors_->complete())
+      Note("predicting which neurons fire; perplexity {:+.1f} % when trained", 100 * predictors_->rise);
+    else
+      Note("predicting which neurons fire, as the file's own predictors tell");
     levels = AuditedPredictors(engine, *predictors_);
   }
   return audit_share_ > 0 ? std::make_unique<FfnAuditor>(engine, std::move(levels), audit_share_) : nullptr;

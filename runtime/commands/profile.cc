@@ -8,6 +8,7 @@
 #include "models/hash.h"
 #include "models/limits.h"
 #include "models/quoted.h"
+#include "predictor/file_predictors.h"
 #include "runtime/commands/commands.h"
 #include "runtime/heat_report.h"
 #include "runtime/load.h"
@@ -155,10 +156,12 @@ Heat Learn(const GgufFile& file, const Model& model, const Request& request, con
   return heat;
 }
 
-// On a text that did not train the predictors of the .heat file.
+// On a text that did not train the predictors of the .heat file, or else those of the model's.
 int Evaluate(const GgufFile& file, const Model& model, const Request& request, const std::filesystem::path& path) {
-  const Heat heat = ReadHeat(path, file, model.config);
-  if (!heat.predictors.complete())
+  Heat heat = ReadHeat(path, file, model.config);
+  if (!heat.predictors.complete() && !model.predictors.empty())
+    heat.predictors = ReadFilePredictors(file, model);
+  else if (!heat.predictors.complete())
     throw Error("{}: no predictors in it; train them on another text than this one, with --train-predictors",
                 path.string());
   const auto tokenizer = Tokenizer::FromGguf(file);

@@ -171,6 +171,9 @@ int RunQuantize(const Command& command, std::vector<std::string> args) {
       throw Error("{}: the text and OUT are the same file; name another one for OUT", TerminalSafe(request.out));
   const GgufFile file = GgufFile::Open(in);
   const Model model = Model::FromGguf(file);
+  if (file.powerinfer())
+    throw Error("{} is one of PowerInfer's, whose FFNs stand transposed; quantize the model that it was made from",
+                TerminalSafe(file.path()));
   OutputFile out(request.out);
   if (request.automatic)
     WriteAuto(file, model, request, out);

@@ -68,6 +68,10 @@ void WriteAll(const std::filesystem::path& folder) {
   opt.biases = true;
   Write(folder, "opt", TinyModel(opt));
 
+  TinyOptions powerinfer = Smallest(DType::kQ4_0);
+  powerinfer.predictor_rank = 32;
+  Write(folder, "powerinfer", TinyModel(powerinfer));
+
   TinyOptions full = Smallest(DType::kQ4_1);
   full.biases = true;
   full.tied = false;

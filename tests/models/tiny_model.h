@@ -81,6 +81,7 @@ struct TinyOptions {
   std::string activation = "";  // in thermocline.activation, where there is one
   bool biases = false;
   bool tied = true;
+  int predictor_rank = 0;  // above 0: a file of PowerInfer's, with predictors of that rank
   uint32_t seed = 1;
 };
 
@@ -110,11 +111,13 @@ inline void AddTinyVocabulary(GgufWriter& writer, int n_vocab) {
 inline GgufWriter TinyModel(const TinyOptions& o = {}) {
   const bool gemma = o.arch == "gemma3", opt = o.arch == "opt";
   const auto key = [&](const char* name) { return o.arch + "." + name; };
+  const bool powerinfer = o.predictor_rank > 0;
   GgufWriter writer;
+  if (powerinfer) writer.magic = "PWRI";
   writer.String("general.architecture", o.arch);
   const auto u32 = [&](const char* name, int value) { writer.U32(key(name), static_cast<uint32_t>(value)); };
   u32("block_count", o.n_layer);
-  u32("context_length", o.n_ctx_train);
+  u32("context_length", o.n_ctx_train + (powerinfer && opt ? 2 : 0));
   u32("embedding_length", o.n_embd);
   u32("feed_forward_length", o.n_ff);
   u32("attention.head_count", o.n_head);
@@ -162,7 +165,14 @@ inline GgufWriter TinyModel(const TinyOptions& o = {}) {
     norm(blk + "ffn_norm", o.n_embd);
     if (!opt) linear(blk + "ffn_gate", o.n_ff, o.n_embd);
     linear(blk + "ffn_up", o.n_ff, o.n_embd);
-    linear(blk + "ffn_down", o.n_embd, o.n_ff);
+    if (powerinfer) {
+      matrix(blk + "ffn_down_t.weight", o.n_ff, o.n_embd);
+      matrix(blk + "fc1.weight", o.predictor_rank, o.n_embd);
+      matrix(blk + "fc2.weight", o.n_ff, o.predictor_rank);
+      if (o.biases) vector(blk + "ffn_down.bias", o.n_embd, 0);
+    } else {
+      linear(blk + "ffn_down", o.n_embd, o.n_ff);
+    }
     if (!gemma) continue;
     norm(blk + "attn_q_norm", o.head_dim);
     norm(blk + "attn_k_norm", o.head_dim);
