@@ -406,11 +406,14 @@ void CpuExecutor::Impl::RunSparseLinear(Team::Member& member, const Op& op, cons
     const uint8_t* x = Quantized(0, bundles.shape().n_ff);
     sparse_ffn.RunDown(member, op.layer, x, Rows(Slot::kGate, op.begin), op.accumulate, Rows(op.projections[0].out),
                        then);
-  } else if (const uint8_t* x = Quantized(0, bundles.shape().n_embd); sparse_ffn.predicts(op.layer)) {
-    sparse_ffn.RunPredictedGate(member, op.layer, x, Rows(Slot::kGate), Rows(Slot::kUp), then);
+    return;
+  }
+  const uint8_t* x = Quantized(0, bundles.shape().n_embd);
+  const int64_t first = parts[op.projections[0].weight].first_row;
+  if (sparse_ffn.predicts(op.layer)) {
+    sparse_ffn.RunPredictedGate(member, op.layer, x, Rows(Slot::kGate, first), Rows(Slot::kUp, first), then);
   } else if (sparse_ffn.has_prompt_rows()) {
     RunProjections(member, op, 1, n_rows, [] {});
-    const int64_t first = parts[op.projections[1].weight].first_row;
     sparse_ffn.RunUp(member, bundles, x, Rows(Slot::kUp, first), then);
   } else {
     RunProjections(member, op, 1, n_rows, then);

@@ -21,4 +21,8 @@ struct NeuronPredictor {
   int64_t bytes() const { return static_cast<int64_t>(in.size() + out.size() + bias.size() * sizeof(float)); }
 };
 
+struct Weight;
+// That of the rows of a gate, which may be some of a layer's, in an order of their own.
+NeuronPredictor PredictorOf(const NeuronPredictor& layer, const Weight& gate);
+
 }  // namespace thermocline

@@ -18,11 +18,18 @@ int64_t PanelBytes(const PackedMatrix& matrix) {
   return matrix.format() ? matrix.panel_bytes() : kPanelRows * matrix.stride_bytes();
 }
 
+// Where the rows of a matrix that is empty stand.
+const Bundles& BundlesOf(const Weights& weights, const Op& op) {
+  for (const GatedFfn& ffn : weights.bundled())
+    if (ffn.gate == op.weight) return weights.gate_rows(op.layer);
+  return weights.bundles(op.layer);
+}
+
 }  // namespace
 
 PanelCopy::PanelCopy(const Weights& weights, const Op& op)
     : matrix_(weights.matrix(op.weight)),
-      bundles_(weights.bundles(op.layer)),
+      bundles_(BundlesOf(weights, op)),
       is_down_(op.in == Slot::kGate),
       begin_(op.begin),
       end_(op.end) {}

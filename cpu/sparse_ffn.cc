@@ -28,19 +28,18 @@ SparseFfn::SparseFfn(const Weights& weights, const Model& model, Isa isa, const 
   for (MemberCount& member : counts_) count_pointers_.push_back(&member.count);
   audit_.missed.resize(levels_.size());
   int64_t spread = 0, partial = 0;
-  for (int layer = 0; layer < model.config.n_layer; ++layer) {
-    const Bundles& bundles = weights.bundles(layer);
-    if (bundles.empty()) continue;
-    const BundleShape& shape = bundles.shape();
+  for (const GatedFfn& ffn : weights.bundled()) {
+    const BundleShape& shape = weights.bundles(ffn.layer).shape();
     kernels_.try_emplace({shape.up, shape.down}, isa, shape);
     linear_.try_emplace(shape.up, isa, shape.up_format());
     linear_.try_emplace(shape.down, isa, shape.down_format());
+    const Bundles& bundles = weights.bundles(ffn.layer);
     scratch_bytes_ = std::max({scratch_bytes_, kBundleNeurons / kPanelRows * bundles.UpPanelBytes(0),
                                bundles.DownPanelCount(0) * bundles.DownPanelBytes(kGroupsTogether)});
     spread = SpreadBytes(shape.n_embd);
     partial = std::max(partial, shape.n_slices() * shape.n_outputs());
-    AddPredictor(layer, model, isa, load);
-    audit_squares_[layer].resize(static_cast<size_t>((shape.n_embd + kMergeGrain - 1) / kMergeGrain));
+    AddPredictor(ffn, model, isa, load);
+    audit_squares_[ffn.layer].resize(static_cast<size_t>((shape.n_embd + kMergeGrain - 1) / kMergeGrain));
   }
   predicted_gate_.FinishAdding();
   panels_ = Buffer(n_members * scratch_bytes_, "one step");
@@ -51,14 +50,15 @@ SparseFfn::SparseFfn(const Weights& weights, const Model& model, Isa isa, const 
   generated_.reserve(max_rows);
 }
 
-void SparseFfn::AddPredictor(int layer, const Model& model, Isa isa, const LoadOptions& load) {
-  const Bundles& gates = weights_.gate_rows(layer);
+void SparseFfn::AddPredictor(const GatedFfn& ffn, const Model& model, Isa isa, const LoadOptions& load) {
+  const Bundles& gates = weights_.gate_rows(ffn.layer);
   if (gates.empty()) return;
   CHECK(load.predictors != nullptr);
   linear_.try_emplace(gates.shape().up, isa, gates.shape().up_format());
   scratch_bytes_ = std::max(scratch_bytes_, kBundleNeurons / kPanelRows * gates.UpPanelBytes(0));
-  predictor_of_layer_[layer] = n_predictors_++;
-  predicted_gate_.Add(gates, load.predictors->at(static_cast<size_t>(layer)), model.config.arch.activation);
+  predictor_of_layer_[ffn.layer] = n_predictors_++;
+  const NeuronPredictor& whole = load.predictors->at(static_cast<size_t>(ffn.layer));
+  predicted_gate_.Add(gates, PredictorOf(whole, model.weights[ffn.gate]), model.config.arch.activation);
 }
 
 const Bundles* SparseFfn::Find(const Op& op) const {

@@ -111,7 +111,7 @@ class SparseFfn {
  private:
   static constexpr int64_t kRowsTogether = 16;  // whose partial sums are kept at once
   static constexpr int64_t kUpGrain = 4, kMergeGrain = 512;
-  void AddPredictor(int layer, const Model& model, Isa isa, const LoadOptions& load);
+  void AddPredictor(const GatedFfn& ffn, const Model& model, Isa isa, const LoadOptions& load);
   void PromptUp(const Bundles& bundles, int member, int64_t group, const uint8_t* x, SlotRows up) const;
   void PromptDown(const Bundles& bundles, int member, int64_t block, const uint8_t* x, bool accumulate,
                   SlotRows out) const;

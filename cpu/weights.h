@@ -28,7 +28,7 @@ struct LoadOptions {
   std::function<void(const std::string& warning)> on_warning{};
   // But for kDense, the up and down weights of FindSparseFfns stand in bundles; for kPredicted, gates in rows alone.
   FfnMode ffn = FfnMode::kDense;
-  // By layer, for kPredicted; looked at while the engine is made, and fit for the model.
+  // By layer, for kPredicted, of all neurons in the file's order; fit for the model, and must outlive the engine.
   const std::vector<NeuronPredictor>* predictors = nullptr;
 };
 
@@ -45,6 +45,7 @@ class Weights {
   const std::vector<PackedMatrix>& matrices() const { return matrices_; }
   const Bundles& bundles(int layer) const { return bundles_[layer]; }      // empty where a layer has none
   const Bundles& gate_rows(int layer) const { return gate_rows_[layer]; }  // likewise
+  const std::vector<GatedFfn>& bundled() const { return bundled_; }        // those that stand in bundles
   int64_t bytes() const;
   // Throws Error if the packed file was cut short under the map: its weights may have read as zeros since.
   void CheckIntact() const;

@@ -103,8 +103,7 @@ void DeviceFlags::Place(const GgufFile& file, const Model& model, FfnMode ffn, D
       return HottestFirst(model, *heat, by);
     });
   }
-  // kDense reads all neurons, however hot; predictors name them in the file's order.
-  if (ffn == FfnMode::kDense || ffn == FfnMode::kPredicted) return;
+  if (ffn == FfnMode::kDense) return;  // reads all neurons, however hot
   try {
     const std::optional<Heat> heat = ReadHeatOf(file, model);
     if (heat && !heat->targets.empty()) options.hot = ByHeat(model, *heat, FreeOrder(model));

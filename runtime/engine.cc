@@ -76,7 +76,7 @@ struct Engine::Impl {
   std::optional<KvCache> kv;
   std::vector<bool> in_use;  // by sequence
   std::function<void()> step_hook;
-  std::vector<float> levels;  // as SetNeuronLevels and SetAudit said
+  std::vector<float> levels, predictor_levels;  // as SetNeuronLevels, SetPredictorLevels and SetAudit said
   int64_t audit_every = 0;
   std::atomic<bool> cancel{false};
 
@@ -99,15 +99,11 @@ Engine::Impl::Impl(const GgufFile& file, const Model& model, const EngineOptions
   if (options.device.device) identity = file.Identity();
   Load(file, model);
   this->options.load.on_load = {};  // whoever watches has gone when the weights are loaded once more
-  this->options.load.predictors = nullptr;
 }
 
 void Engine::Impl::Load(const GgufFile& file, const Model& model) {
   const Isa isa = ChooseIsa();
-  const bool alone = options.load.ffn == FfnMode::kPredicted;
-  if (alone && options.device.device && options.device.on_note)
-    options.device.on_note("predicted neurons are the CPU's, which computes everything");
-  hybrid = Hybrid::Load(file, model, team, isa, alone ? DeviceOptions{} : options.device, options.kv_types,
+  hybrid = Hybrid::Load(file, model, team, isa, options.device, options.kv_types,
                         {n_ctx, options.max_sequences, kMaxBatchRows}, options.load);
   if (!hybrid && (options.device.device || lost)) {  // what was counted on the device's memory must fit without it
     EngineOptions without = options;
@@ -274,6 +270,7 @@ void Engine::Impl::Reload() {
   options.device = {};
   Load(file, Model::FromGguf(file));
   if (!levels.empty()) executor->SetNeuronLevels(levels);
+  if (!predictor_levels.empty()) executor->SetPredictorLevels(predictor_levels);
   executor->SetAudit(audit_every);
   lost = false;
 }
@@ -315,7 +312,10 @@ void Engine::SetNeuronLevels(std::span<const float> levels) {
   impl_->levels.assign(levels.begin(), levels.end());
   if (impl_->executor) impl_->executor->SetNeuronLevels(levels);
 }
-void Engine::SetPredictorLevels(std::span<const float> levels) { impl_->executor->SetPredictorLevels(levels); }
+void Engine::SetPredictorLevels(std::span<const float> levels) {
+  impl_->predictor_levels.assign(levels.begin(), levels.end());
+  if (impl_->executor) impl_->executor->SetPredictorLevels(levels);
+}
 void Engine::SetAudit(int64_t every) {
   impl_->audit_every = every;
   if (impl_->executor) impl_->executor->SetAudit(every);

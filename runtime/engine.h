@@ -64,8 +64,8 @@ class SequencesLost : public Error {
 class Engine {
  public:
   // Packs the weights of `model` (which refers into `file`); afterwards neither is referred to. A device that fails
-  // gets a smaller part, or none; FfnMode::kPredicted is the CPU's alone. Throws Error when memory does not suffice,
-  // THERMOCLINE_ISA asks for what this CPU lacks, or the file was damaged under the map.
+  // gets a smaller part, or none; it computes its neurons whether they are predicted or not. Throws Error when memory
+  // does not suffice, THERMOCLINE_ISA asks for what this CPU lacks, or the file was damaged under the map.
   Engine(const GgufFile& file, const Model& model, const EngineOptions& options);
   ~Engine();
   Engine(const Engine&) = delete;

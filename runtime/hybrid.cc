@@ -40,10 +40,6 @@ std::unique_ptr<Hybrid> Hybrid::Load(const GgufFile& file, const Model& model, T
         "the placement does not fit {}: it takes {} layers, n_hot up to {} in steps of {}, and keys and values on the "
         "device only where attention is",
         file.path(), model.config.n_layer, model.config.n_ff, kHotBlock);
-  if (load.ffn == FfnMode::kPredicted && options.placement && HashOf(options.placement->orders) != 0)
-    throw Error(
-        "--sparsity predicted names neurons in the file's order, and the placement puts the hottest first; plan "
-        "with --order file");
   Device& device = *options.device;
   const HotNeurons* hot = options.hot ? &*options.hot : nullptr;
   const auto note = [&](const std::string& text) {

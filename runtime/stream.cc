@@ -20,7 +20,10 @@ class Streamer {
   Streamer(const Model& model, const Placement& placement, const SplitModel& plain, FfnMode ffn, int64_t piece_bytes)
       : model_(model), placement_(placement), plain_(plain), piece_bytes_(piece_bytes), bundled_(model.weights.size()) {
     if (ffn == FfnMode::kDense) return;
-    for (const GatedFfn& each : FindSparseFfns(plain.cpu, ffn)) bundled_[each.up] = bundled_[each.down] = true;
+    for (const GatedFfn& each : FindSparseFfns(plain.cpu, ffn)) {
+      bundled_[each.up] = bundled_[each.down] = true;
+      bundled_[each.gate] = ffn == FfnMode::kPredicted;
+    }
   }
 
   StreamedModel Run(SplitModel split) {

@@ -2,9 +2,9 @@
 #include <doctest/doctest.h>
 
 #include "cpu/isa.h"
-#include "models/quantize.h"
 #include "runtime/engine.h"
 #include "tests/models/tiny_model.h"
+#include "tests/runtime/random_predictor.h"
 #include "tests/runtime/tiny_model.h"
 
 namespace thermocline {
@@ -20,19 +20,6 @@ std::vector<TokenId> SomeTokens(int n, int seed) {
   std::vector<TokenId> tokens;
   for (int i = 0; i < n; ++i) tokens.push_back((i * 37 + seed * 11 + 5) % 280);
   return tokens;
-}
-
-NeuronPredictor RandomPredictor(int64_t n_embd, int64_t n_ff, int64_t rank, uint32_t seed) {
-  std::mt19937 rng(seed);
-  std::normal_distribution<float> normal;
-  const auto blocks = [&](int64_t n) {
-    std::vector<float> values(static_cast<size_t>(n));
-    for (float& value : values) value = normal(rng);
-    std::vector<uint8_t> out(values.size() / 32 * 34);
-    Quantize(DType::kQ8_0, values.data(), nullptr, n, out.data());
-    return out;
-  };
-  return {rank, blocks(rank * n_embd), blocks(n_ff * rank), std::vector<float>(static_cast<size_t>(n_ff)), 0};
 }
 
 struct Loaded {
