@@ -31,6 +31,23 @@ bool HardlyAnySilent(const GgufFile& file, const Model& model) {
   }
 }
 
+// How the weights of FFNs may stand for a mode, its default first (cpu/bundle_ffn.h).
+struct FormsOfMode {
+  std::string_view mode, forms;
+};
+constexpr FormsOfMode kForms[] = {{"dense", "f1, f2"}, {"exact", "f2"}, {"threshold", "f2"}, {"predicted", "f3"}};
+
+void CheckForm(const std::string& form, const std::string& mode) {
+  if (form != "f1" && form != "f2" && form != "f3")
+    throw UsageError(fmt::format("--form: {} is none of f1, f2, f3", Quoted(form)));
+  for (const FormsOfMode& row : kForms) {
+    if (row.mode != mode) continue;
+    if (row.forms.find(form) != std::string_view::npos) return;
+    throw UsageError(fmt::format("--form {}: --sparsity {} is computed from {}", form, mode, row.forms));
+  }
+  throw UsageError("--form goes with --sparsity dense, exact, threshold or predicted");
+}
+
 // The model's .heat file, which the mode needs and `profile` with those flags writes.
 Heat NeedHeat(const GgufFile& file, const Model& model, const std::string& mode, const char* flags) {
   const std::filesystem::path path = HeatPath(file.path());
@@ -70,6 +87,9 @@ void SparsityFlag::AddFlag(CommandLine& line) {
       "small, as `profile` calibrated it, for generated tokens; predicted: for these, only the neurons that predictors "
       "name, which `profile --train-predictors` made, and some that fire are missed; dense: read all (auto: exact "
       "where the activation is ReLU, unless `profile` saw hardly any silent)");
+  line.AddText("--form", "FORM", &form_,
+               "How FFNs stand in memory: f1, panels, for dense; f2, up and down of a neuron side by side, for dense, "
+               "exact and threshold; f3, the gate's rows apart as well, for predicted (the mode's)");
   line.AddText("--audit", "PERCENT", &audit_,
                "With threshold and predicted: of generated tokens, those that are also computed with all neurons; "
                "where too much is "
@@ -87,13 +107,16 @@ void SparsityFlag::Check() {
     throw UsageError(fmt::format("--sparsity: {} is none of auto, exact, dense, predicted, threshold, threshold:0.4",
                                  Quoted(given)));
   if (colon != std::string::npos) mean_ = ParseShare("--sparsity threshold", given.substr(colon + 1));
+  if (form_) CheckForm(*form_, word_);
   if (audit_ && !left_out) throw UsageError("--audit belongs to --sparsity threshold and predicted");
 }
 
 LoadOptions SparsityFlag::Choose(const GgufFile& file, const Model& model) {
   LoadOptions load;
-  if (word_ == "dense") return load;
-  const FfnMode mode = word_ == "threshold"   ? FfnMode::kThreshold
+  const bool bundle_dense = word_ == "dense" && form_ == "f2";
+  if (word_ == "dense" && !bundle_dense) return load;
+  const FfnMode mode = bundle_dense           ? FfnMode::kBundleDense
+                       : word_ == "threshold" ? FfnMode::kThreshold
                        : word_ == "predicted" ? FfnMode::kPredicted
                                               : FfnMode::kExact;
   if (!FindSparseFfns(model, mode).empty()) {
@@ -117,9 +140,9 @@ LoadOptions SparsityFlag::Choose(const GgufFile& file, const Model& model) {
         "Leave the flag out.",
         Name(activation));
   throw Error(
-      "--sparsity {} is for FFNs with a gate, without a bias of up, and of widths that are multiples of 32; this "
-      "model's are not. Leave the flag out.",
-      word_);
+      "{} is for FFNs with a gate, without a bias of up, and of widths that are multiples of 32; this model's are not. "
+      "Leave the flag out.",
+      bundle_dense ? "--form f2" : "--sparsity " + word_);
 }
 
 std::unique_ptr<FfnAuditor> SparsityFlag::Apply(Engine& engine) const {

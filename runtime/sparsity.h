@@ -15,7 +15,7 @@ namespace thermocline {
 
 class SparsityFlag {
  public:
-  void AddFlag(CommandLine& line);  // and --audit
+  void AddFlag(CommandLine& line);  // with --form and --audit
   void Check();                     // throws UsageError for a word it does not know
   // What the word means for the model, of which a .heat file beside it tells whether skipping pays, the levels of
   // `threshold` and the predictors, which stay in here. Throws Error where the mode cannot be had.
@@ -27,9 +27,9 @@ class SparsityFlag {
   bool changes_generated_rows() const { return point_ || predictors_; }
 
  private:
-  std::string word_ = "auto";                 // without what follows a colon
-  std::optional<std::string> given_, audit_;  // as they stand on the command line
-  std::optional<double> mean_;                // of threshold:0.4
+  std::string word_ = "auto";                        // without what follows a colon
+  std::optional<std::string> given_, form_, audit_;  // as they stand on the command line
+  std::optional<double> mean_;                       // of threshold:0.4
   double audit_share_ = 0;
   std::optional<ThresholdPoint> point_;       // of `threshold`
   std::optional<HeatPredictors> predictors_;  // of `predicted`

@@ -42,6 +42,22 @@ class Sparsity(unittest.TestCase):
         self.assertTrue(active < read < 50, read)
         self.assertEqual(self.perplexity("auto", "--decode")[0], exact)
 
+    def test_form(self):
+        """Silent neurons change no bit of what is computed from bundles; panels add up in another order."""
+        exact, shares = self.perplexity("exact", "--decode", "--form", "f2")
+        dense, all_read = self.perplexity("dense", "--decode", "--form", "f2")
+        self.assertEqual(dense, exact)
+        self.assertEqual(float(all_read[2]), 100)
+        self.assertLess(float(shares[2]), 50)
+        self.assertEqual(self.perplexity("dense", "--decode", "--form", "f1"), self.perplexity("dense", "--decode"))
+        for mode, form, why in (("exact", "f1", b"--form f1: --sparsity exact is computed from f2"),
+                                ("dense", "f3", b"--sparsity dense is computed from f1, f2"),
+                                ("dense", "f4", b"'f4' is none of f1, f2, f3"), ("auto", "f1", b"--form goes with")):
+            with self.subTest(mode=mode, form=form):
+                result = run("perplexity", RELU, "--text", TEXT, "--sparsity", mode, "--form", form)
+                self.assertEqual((result.returncode, result.stdout), (2, b""))
+                self.assertIn(why, result.stderr)
+
     def test_chat_and_bench_say_it_too(self):
         for args in (["chat", RELU, "--raw", "-p", "x", "-n", "5"], ["bench", RELU, "-p", "8", "-n", "2", "-r", "1"]):
             with self.subTest(args=args):
