@@ -9,6 +9,7 @@
 #include "cpu/activations.h"
 #include "cpu/attention.h"
 #include "cpu/packed.h"
+#include "cpu/predicted_gate.h"
 #include "cpu/sparse_ffn.h"
 
 namespace thermocline {
@@ -206,6 +207,40 @@ double DecodeMeter::Neurons(const BundleShape& shape, double active) {
       MergeSlices(shape, partial.as<float>(), false, begin, end, out_.as<float>());
     });
   });
+}
+
+double DecodeMeter::PredictedGates(const BundleShape& gates, int64_t rank, double named) {
+  const auto rows = [](int64_t n, int64_t k) {
+    return std::vector<uint8_t>(static_cast<size_t>(n * FileRowBytes(DType::kQ8_0, k)));
+  };
+  std::mt19937 random(1);
+  NeuronPredictor predictor{.rank = rank, .in = rows(rank, gates.n_embd), .out = rows(gates.n_ff, rank)};
+  for (int64_t i = 0; i < gates.n_ff; ++i)
+    predictor.bias.push_back(random() < named * std::mt19937::max() ? 1.f : -1.f);
+  // All layers in turn, as a step reads them.
+  const int64_t bytes = (gates.bytes() + 63) / 64 * 64;
+  const int64_t n = std::clamp<int64_t>(weights_.bytes() / bytes, 1, model_.config.n_layer);
+  std::vector<Bundles> layers;
+  for (int64_t i = 0; i < n; ++i) layers.emplace_back(gates, weights_.data() + i * bytes);
+  PredictedGate gate(isa_, 1, team_.size());
+  for (const Bundles& layer : layers) gate.Add(layer, predictor, Activation::kRelu);
+  gate.FinishAdding();
+  const Buffer x(ActivationRowBytes(gates.n_embd), "measuring"), spread(SpreadBytes(gates.n_embd), "measuring");
+  const RowRun run{0, 1};
+  const PredictedGate::Rows row{{&run, 1}, x.data(), spread.data(), out_.as<float>(), gates.n_ff, -1};
+  std::vector<NeuronCount> counts(static_cast<size_t>(team_.size()));
+  std::vector<NeuronCount*> of_members;
+  for (NeuronCount& count : counts) of_members.push_back(&count);
+  std::vector<double> seconds;
+  const Clock::time_point first = Clock::now();
+  while (std::ssize(seconds) < kMinRuns || (std::ssize(seconds) < kMaxRuns && SecondsSince(first) < kPatience)) {
+    const Clock::time_point start = Clock::now();
+    team_.Run([&](Team::Member& member) {
+      for (int i = 0; i < n; ++i) gate.Run(member, i, row, of_members, [] {});
+    });
+    seconds.push_back(SecondsSince(start) / static_cast<double>(n));
+  }
+  return Median(seconds);
 }
 
 double DecodeMeter::Spread(const BundleShape& shape) {

@@ -30,6 +30,8 @@ class DecodeMeter {
   double Row(const Op& op);
   // Of an FFN's up and down in bundles of which a share is active, and of their sums.
   double Neurons(const BundleShape& shape, double active);
+  // Of an FFN's gates in rows, where a predictor of that rank names a share of the neurons; and of the predictor.
+  double PredictedGates(const BundleShape& gates, int64_t rank, double named);
   // Of what a row's input needs for that.
   double Spread(const BundleShape& shape);
   // Of attention in all layers over n_tokens, for each layer of its kind of window the same.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "cpu/decode_meter.h"
@@ -44,10 +45,10 @@ int64_t WeightBytes(const Model& model, const Op& op) {
 
 class CpuMeasurement {
  public:
-  CpuMeasurement(const Model& model, FfnMode mode, const std::vector<double>& active, Team& team)
-      : model_(model), active_(active), meter_(model, team, ChooseIsa()), bundled_(model.config.n_layer) {
+  CpuMeasurement(const Model& model, FfnMode mode, const NeuronShares& shares, Team& team)
+      : model_(model), mode_(mode), shares_(shares), meter_(model, team, ChooseIsa()), ffns_(model.config.n_layer) {
     if (mode == FfnMode::kDense) return;
-    for (const GatedFfn& ffn : FindSparseFfns(model, mode)) bundled_[ffn.layer] = true;
+    for (const GatedFfn& ffn : FindSparseFfns(model, mode)) ffns_[ffn.layer] = ffn;
   }
 
   CpuSeconds Measure(KvTypes kv_types, int n_tokens) {
@@ -73,46 +74,62 @@ class CpuMeasurement {
 
   void AddFfn(const Op& op, CpuLayerSeconds& seconds) {
     const bool down = op.kind == OpKind::kLinear && op.in == Slot::kGate;
-    if (!bundled_[op.layer]) {
+    if (!ffns_[op.layer]) {
       seconds.ffn += meter_.Row(op);
       seconds.gate += Products(op);
     } else if (down) {
       seconds.neurons = Neurons(op.layer);  // whose input is not rounded as a whole
-      seconds.up_down += seconds.neurons.At(active_[op.layer]);
+      seconds.up_down += seconds.neurons.At(shares_.active[op.layer]);
     } else if (op.kind == OpKind::kLinear) {
       const BundleShape shape = Shape(op.layer);
       seconds.ffn += meter_.Row(op) + meter_.Spread(shape);
-      seconds.gate += meter_.Product(op, 0, 1);
+      if (mode_ != FfnMode::kPredicted) {
+        seconds.gate += meter_.Product(op, 0, 1);
+        return;
+      }
+      const double named = shares_.named[op.layer];
+      seconds.gates = Gates(op.layer);
+      seconds.gate += seconds.gates.At(named);
+      seconds.named_per_firing = named / std::max(shares_.active[op.layer], 1e-6);
     } else {
       seconds.ffn += meter_.Row(op);
     }
   }
 
   BundleShape Shape(int layer) const {
-    for (const GatedFfn& ffn : FindSparseFfns(model_, FfnMode::kThreshold)) {
-      if (ffn.layer != layer) continue;
-      const Weight &up = model_.weights[ffn.up], &down = model_.weights[ffn.down];
-      return {BundleShape::UpType(up.type()), BundleShape::DownType(down.type()), up.k, up.n};
-    }
-    CHECK(false);
-    return {};
+    const Weight &up = model_.weights[ffns_[layer]->up], &down = model_.weights[ffns_[layer]->down];
+    return {BundleShape::UpType(up.type()), BundleShape::DownType(down.type()), up.k, up.n};
   }
 
   // Once for all layers of such a shape: layers are many.
   const NeuronSeconds& Neurons(int layer) {
     const BundleShape shape = Shape(layer);
-    const auto key = std::pair(shape.up, shape.down);
-    if (const auto known = neurons_.find(key); known != neurons_.end()) return known->second;
+    return Known(neurons_, std::pair(shape.up, shape.down), [&](double share) { return meter_.Neurons(shape, share); });
+  }
+
+  const NeuronSeconds& Gates(int layer) {
+    const Weight& gate = model_.weights[ffns_[layer]->gate];
+    const BundleShape shape = BundleShape::Rows(BundleShape::UpType(gate.type()), gate.k, gate.n);
+    const int64_t rank = shares_.ranks[layer];
+    return Known(gates_, std::pair(shape.up, rank),
+                 [&](double share) { return meter_.PredictedGates(shape, rank, share); });
+  }
+
+  template <typename Key, typename Measure>
+  static const NeuronSeconds& Known(std::map<Key, NeuronSeconds>& known, const Key& key, const Measure& measure) {
+    if (const auto found = known.find(key); found != known.end()) return found->second;
     std::array<double, NeuronSeconds::kShares.size()> measured;
-    for (size_t i = 0; i < measured.size(); ++i) measured[i] = meter_.Neurons(shape, NeuronSeconds::kShares[i]);
-    return neurons_[key] = NeuronSeconds(measured);
+    for (size_t i = 0; i < measured.size(); ++i) measured[i] = measure(NeuronSeconds::kShares[i]);
+    return known[key] = NeuronSeconds(measured);
   }
 
   const Model& model_;
-  const std::vector<double>& active_;
+  const FfnMode mode_;
+  const NeuronShares& shares_;
   DecodeMeter meter_;
-  std::vector<bool> bundled_;
+  std::vector<std::optional<GatedFfn>> ffns_;  // by layer: those in bundles
   std::map<std::pair<DType, DType>, NeuronSeconds> neurons_;
+  std::map<std::pair<DType, int64_t>, NeuronSeconds> gates_;
 };
 
 // What stays with the CPU wherever everything else is: tables that are gathered from. With a tied embedding the head is
@@ -150,10 +167,10 @@ double CpuSeconds::sum() const {
   return sum;
 }
 
-CpuSeconds MeasureCpu(const Model& model, FfnMode mode, const std::vector<double>& active, KvTypes kv_types,
-                      int n_threads, int n_tokens) {
+CpuSeconds MeasureCpu(const Model& model, FfnMode mode, const NeuronShares& shares, KvTypes kv_types, int n_threads,
+                      int n_tokens) {
   Team team(n_threads);
-  return CpuMeasurement(model, mode, active, team).Measure(kv_types, n_tokens);
+  return CpuMeasurement(model, mode, shares, team).Measure(kv_types, n_tokens);
 }
 
 PlacementProblem MakeProblem(const Model& model, const CpuSeconds& cpu, const DeviceRates& device, KvTypes kv_types,
@@ -206,8 +223,13 @@ PlacementProblem MakeProblem(const Model& model, const CpuSeconds& cpu, const De
     for (int64_t begin = 0; begin < config.n_ff; begin += kHotBlock) {
       const int64_t n = std::min<int64_t>(kHotBlock, config.n_ff - begin), bytes = ffn_bytes[l] * n / config.n_ff;
       const double part = static_cast<double>(n) / static_cast<double>(config.n_ff);
-      const double up_down = heat.empty() ? seconds.up_down : seconds.neurons.At(heat[l][begin / kHotBlock]);
-      layer.neurons.push_back({(seconds.gate + up_down) * part, read(bytes), bytes});
+      double gate = seconds.gate, up_down = seconds.up_down;
+      if (!heat.empty()) {
+        const double share = heat[l][begin / kHotBlock];
+        up_down = seconds.neurons.At(share);
+        if (seconds.named_per_firing > 0) gate = seconds.gates.At(std::min(1.0, share * seconds.named_per_firing));
+      }
+      layer.neurons.push_back({(gate + up_down) * part, read(bytes), bytes});
     }
   }
   return problem;

@@ -19,8 +19,8 @@ struct DeviceRates {
   double transfer_bytes_per_s = 0;  // beyond that
 };
 
-// What up and down of a layer take in bundles, in seconds, by the share of its neurons that fire: measured at a few,
-// and on lines between them. Never falls.
+// What up and down of a layer take in bundles, in seconds, by the share of its neurons that fire (or its gates in rows,
+// by the share that is named): measured at a few, and on lines between them. Never falls.
 class NeuronSeconds {
  public:
   // Most neurons of a model with 90 % silent are far colder than its mean; the scales that they share are then read for
@@ -42,6 +42,10 @@ struct CpuLayerSeconds {
   double ffn;             // what an FFN takes besides its products
   double gate, up_down;   // kDense: all three products are in `gate`
   NeuronSeconds neurons;  // of which up_down is what the layer's mean takes
+  // kPredicted: gates and predictor by the share of neurons that is named, of which `gate` is what the mean takes; and
+  // that share over the share that fires.
+  NeuronSeconds gates;
+  double named_per_firing = 0;
 };
 struct CpuSeconds {
   std::vector<CpuLayerSeconds> layers;
@@ -49,10 +53,16 @@ struct CpuSeconds {
   double sum() const;
 };
 
-// `active`, by layer, is the share of neurons whose up and down are read. Measures with a team of n_threads; n_tokens
-// are kept.
-CpuSeconds MeasureCpu(const Model& model, FfnMode mode, const std::vector<double>& active, KvTypes kv_types,
-                      int n_threads, int n_tokens);
+// Which neurons are read, by layer.
+struct NeuronShares {
+  std::vector<double> active;    // the share whose up and down are read
+  std::vector<double> named{};   // kPredicted: the share whose gates are read
+  std::vector<int64_t> ranks{};  // kPredicted: of predictors
+};
+
+// Measures with a team of n_threads; n_tokens are kept.
+CpuSeconds MeasureCpu(const Model& model, FfnMode mode, const NeuronShares& shares, KvTypes kv_types, int n_threads,
+                      int n_tokens);
 
 // `heat`, by layer and block of kHotBlock: the share of tokens for which its neurons fire, never rising (BlockHeat of
 // predictor/heat_order.h); empty: all neurons of a layer count as equally hot.

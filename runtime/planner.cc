@@ -16,17 +16,20 @@ constexpr double kRoundSeconds = 1;  // of each; there are several for each orde
 // By so much an order of neurons must be faster: it takes longer to load, and what it saves was measured.
 constexpr double kWorthOrdering = 0.01;
 
-std::vector<double> ActiveShares(const PlanRequest& request) {
-  std::vector<double> shares(static_cast<size_t>(request.model.config.n_layer), 1);
-  for (size_t i = 0; request.heat && i < shares.size(); ++i)
-    shares[i] = request.heat->ActiveShare(static_cast<int>(i), 0);
+NeuronShares Shares(const PlanRequest& request, FfnMode mode) {
+  NeuronShares shares{.active = std::vector<double>(static_cast<size_t>(request.model.config.n_layer), 1)};
+  if (mode == FfnMode::kDense) return shares;
+  for (size_t i = 0; request.heat && i < shares.active.size(); ++i)
+    shares.active[i] = request.heat->ActiveShare(static_cast<int>(i), 0);
+  if (mode != FfnMode::kPredicted) return shares;
+  const HeatPredictors& predictors = request.heat->predictors;
+  shares.named.assign(predictors.computed.begin(), predictors.computed.end());
+  for (const NeuronPredictor& layer : predictors.layers) shares.ranks.push_back(layer.rank);
   return shares;
 }
 
 CpuSeconds Measure(const PlanRequest& request, const Model& model, FfnMode mode) {
-  const std::vector<double> all(static_cast<size_t>(model.config.n_layer), 1);
-  return MeasureCpu(model, mode, mode == FfnMode::kDense ? all : ActiveShares(request), request.kv_types,
-                    request.n_threads, request.n_ctx);
+  return MeasureCpu(model, mode, Shares(request, mode), request.kv_types, request.n_threads, request.n_ctx);
 }
 
 // One order of neurons, and what the machine takes with it.
@@ -109,6 +112,16 @@ struct Form {
 };
 
 Form MeasureFastest(const PlanRequest& request) {
+  if (request.mode == FfnMode::kPredicted) {
+    if (!request.heat || !request.heat->predictors.complete())
+      throw Error(
+          "--sparsity predicted needs a .heat file with predictors: thermocline profile MODEL --text FILE "
+          "--train-predictors");
+    if (request.model.config.arch.activation != Activation::kRelu)
+      throw Error("--sparsity predicted is planned for FFNs gated by relu alone; this model's are by {}",
+                  Name(request.model.config.arch.activation));
+    return {FfnMode::kPredicted, Measure(request, request.model, FfnMode::kPredicted)};
+  }
   std::optional<Form> fastest;
   const bool can_skip = !FindSparseFfns(request.model, FfnMode::kExact).empty();
   for (const FfnMode mode : {FfnMode::kDense, FfnMode::kExact}) {
@@ -125,7 +138,7 @@ Form MeasureFastest(const PlanRequest& request) {
 std::vector<Variant> MakeVariants(const PlanRequest& request, const Form& form) {
   std::vector<Variant> variants;
   variants.emplace_back(request, std::nullopt, request.model, form.seconds, HotNeurons{});
-  const bool counts = form.mode == FfnMode::kExact && request.heat && !request.heat->targets.empty();
+  const bool counts = form.mode != FfnMode::kDense && request.heat && !request.heat->targets.empty();
   if (!counts || !request.device || request.layers_only) return variants;
   for (const std::optional<HeatOrder>& by : request.orders) {
     if (!by) continue;

@@ -14,8 +14,9 @@ namespace thermocline {
 
 struct PlanRequest {
   const Model& model;
-  const Heat* heat;             // null: nothing is known of which neurons fire
-  std::optional<FfnMode> mode;  // kDense or kExact; otherwise the one that is faster on the CPU
+  const Heat* heat;  // null: nothing is known of which neurons fire
+  std::optional<FfnMode>
+      mode;  // kDense, kExact or kPredicted; otherwise that of the first two which the CPU is faster in
   KvTypes kv_types{};
   int n_ctx = 0, n_threads = 0;
   int64_t cpu_bytes = 0;

@@ -41,7 +41,8 @@ std::optional<FfnMode> ParseMode(const Request& request) {
   if (mode == "auto") return std::nullopt;
   if (mode == "dense") return FfnMode::kDense;
   if (mode == "exact") return FfnMode::kExact;
-  throw UsageError(fmt::format("--sparsity: {} is none of auto, dense, exact", Quoted(mode)));
+  if (mode == "predicted") return FfnMode::kPredicted;
+  throw UsageError(fmt::format("--sparsity: {} is none of auto, dense, exact, predicted", Quoted(mode)));
 }
 
 std::vector<std::optional<HeatOrder>> ParseOrders(const Request& request) {
@@ -65,7 +66,7 @@ bool ParseRequest(CommandLine& line, std::vector<std::string> args, Request& req
               "Tokens that are kept when a token is timed (4096)");
   line.AddInt("-t,--threads", &request.n_threads, 1, kMaxThreads, "Threads (one per physical core)");
   line.AddText("--sparsity", "MODE", &request.sparsity,
-               "dense or exact (auto: the faster one where neurons fall silent)");
+               "dense, exact or predicted (auto: the faster one of dense and exact, where neurons fall silent)");
   AddKvTypes(line, &request.kv_types);
   line.AddDouble("--device-bandwidth", &request.device_gbs, 0.1, 1e5, "GB/s that the device reads of its memory (250)");
   line.AddDouble("--device-launch", &request.launch_us, 0, 1e6,
@@ -131,7 +132,9 @@ std::optional<Heat> FindHeat(const GgufFile& file, const Model& model, const Req
   return std::nullopt;
 }
 
-const char* FormName(FfnMode mode) { return mode == FfnMode::kDense ? "dense" : "exact"; }
+const char* FormName(FfnMode mode) {
+  return mode == FfnMode::kDense ? "dense" : mode == FfnMode::kExact ? "exact" : "predicted";
+}
 
 const char* OrderName(const Plans& plans) {
   if (!plans.by) return "as in the file";

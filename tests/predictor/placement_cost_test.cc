@@ -16,11 +16,32 @@ struct Subject {
   Model model;
 
   CpuSeconds Measure(FfnMode mode, double active) const {
-    return MeasureCpu(model, mode, std::vector<double>(static_cast<size_t>(model.config.n_layer), active), {}, 1, 100);
+    const auto n = static_cast<size_t>(model.config.n_layer);
+    return MeasureCpu(model, mode, {std::vector(n, active), std::vector(n, 2 * active), std::vector<int64_t>(n, 32)},
+                      {}, 1, 100);
   }
 };
 
 }  // namespace
+
+TEST_CASE("placement cost: where neurons are predicted, the gates of a block cost what is named of them") {
+  const Subject subject({.n_ff = 512, .activation = "relu"});
+  const ModelConfig& config = subject.model.config;
+  const CpuSeconds cpu = subject.Measure(FfnMode::kPredicted, 0.2);
+  for (const CpuLayerSeconds& layer : cpu.layers) {
+    CHECK(layer.gate > 0);
+    CHECK(layer.gate == layer.gates.At(0.4));
+    CHECK(layer.named_per_firing == doctest::Approx(2));
+  }
+  std::vector<std::vector<double>> heat(static_cast<size_t>(config.n_layer), std::vector<double>(8, 0.2));
+  const PlacementProblem even = MakeProblem(subject.model, cpu, kDevice, {}, 100, heat);
+  CHECK(SecondsPerToken(even, AllOnCpu(config)) == doctest::Approx(cpu.sum()));
+  heat[0][0] = 0.9;  // and not 1.8
+  const PlacementProblem hot = MakeProblem(subject.model, cpu, kDevice, {}, 100, heat);
+  const CpuLayerSeconds& first = cpu.layers[0];
+  CHECK(hot.layers[0].neurons[0].cpu_s == doctest::Approx((first.gates.At(1) + first.neurons.At(0.9)) / 8));
+  CHECK(hot.layers[0].neurons[1].cpu_s == even.layers[0].neurons[1].cpu_s);
+}
 
 TEST_CASE("placement cost: everything on the CPU takes what its parts take, and all bytes are somewhere") {
   for (const TinyOptions& options :

@@ -148,10 +148,33 @@ class Plan(unittest.TestCase):
                 self.assertEqual((result.returncode, result.stdout), (1, b""), result.stderr)
                 self.assertIn(complaint, result.stderr)
 
+    def test_predictors_are_planned_with(self):
+        heat = HERE / "predicting.heat"
+        args = ("plan", RELU, "--json", "-t", "1", "-c", "64", "--sparsity", "predicted", "--heat", heat)
+        self.assertEqual(run("profile", RELU, "--text", some_text(2600), "-o", heat).returncode, 0)
+        untrained = run(*args)
+        self.assertEqual((untrained.returncode, untrained.stdout), (1, b""))
+        self.assertIn(b"profile MODEL --text FILE --train-predictors", untrained.stderr)
+        trained = run("profile", RELU, "--text", some_text(2600), "-o", heat, "--train-predictors")
+        self.assertEqual(trained.returncode, 0, trained.stderr)
+        fast = ("--device-bandwidth", "1e5", "--device-launch", "0", "--device-latency", "0")
+        result = run(*args, "--vram", "14M", "--order", "blocks", *fast)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        out = json.loads(result.stdout)
+        self.assertEqual(out["sparsity"], "predicted")
+        plan = HERE / "predicted.json"
+        plan.write_text(json.dumps(out["plans"][0]))
+        model = HERE / "predicting.gguf"
+        model.write_bytes(RELU.read_bytes())
+        said = run("chat", model, "--raw", "-p", "x", "-n", "8", "--temp", "0", "--sparsity", "predicted", "--gpu",
+                   "emulated", "--placement", plan)
+        self.assertEqual(said.returncode, 0, said.stderr)
+        self.assertRegex(said.stderr.decode(), r"[\d.]+ % of neurons predicted")
+
     def test_errors(self):
         for args, code, complaint in [
             (("--vram", "lots"), 2, b"--vram: 'lots' is no size"),
-            (("--sparsity", "most"), 2, b"--sparsity: 'most' is none of auto, dense, exact"),
+            (("--sparsity", "most"), 2, b"--sparsity: 'most' is none of auto, dense, exact, predicted"),
             (("--heat", HERE / "missing"), 1, b"missing"),
             (("--heat", RELU), 1, b"not a .heat file"),
             (("--order", "name"), 2, b"--order: 'name' is none of file, blocks, neurons"),
