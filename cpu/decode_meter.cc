@@ -9,19 +9,19 @@
 #include "cpu/activations.h"
 #include "cpu/attention.h"
 #include "cpu/packed.h"
+#include "cpu/plan.h"
 #include "cpu/predicted_gate.h"
 #include "cpu/sparse_ffn.h"
+#include "models/check.h"
 
 namespace thermocline {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kMaxMeterBytes = int64_t{1} << 30;  // far beyond every cache
-constexpr double kPatience = 0.06;                    // seconds of runs of one thing
+constexpr int64_t kMeterBytes = int64_t{1} << 30;  // far beyond every cache
+constexpr double kPatience = 0.06;                 // seconds of runs of one thing
 constexpr int kMinRuns = 9, kMaxRuns = 100;
-// As in the executor.
-constexpr int64_t kMinChunkBytes = 16 * 1024, kChunksPerMember = 16, kMergeGrain = 512;
 
 double Median(std::vector<double> values) {
   std::nth_element(values.begin(), values.begin() + std::ssize(values) / 2, values.end());
@@ -50,7 +50,14 @@ DecodeMeter::DecodeMeter(const Model& model, Team& team, Isa isa)
     }
     largest = std::max(largest, bytes);
   }
-  weights_ = Buffer(std::clamp(WeightBytes(model), 2 * largest, std::max(kMaxMeterBytes, 2 * largest)), "measuring");
+  // Bundles are padded, and may have wider types.
+  for (const GatedFfn& ffn : FindSparseFfns(model, FfnMode::kThreshold)) {
+    const Weight &gate = model.weights[ffn.gate], &up = model.weights[ffn.up], &down = model.weights[ffn.down];
+    const BundleShape bundles{BundleShape::UpType(up.type()), BundleShape::DownType(down.type()), up.k, up.n};
+    largest = std::max(
+        {largest, bundles.bytes(), BundleShape::Rows(BundleShape::UpType(gate.type()), gate.k, gate.n).bytes()});
+  }
+  weights_ = Buffer(std::clamp(WeightBytes(model), 2 * largest, std::max(kMeterBytes, 2 * largest)), "measuring");
   team_.Run([&](Team::Member& member) {  // every byte a number, as codes and as scales
     member.For(weights_.bytes(), int64_t{1} << 20,
                [&](int64_t begin, int64_t end) { std::memset(weights_.data() + begin, 0x11, end - begin); });
@@ -65,6 +72,7 @@ DecodeMeter::DecodeMeter(const Model& model, Team& team, Isa isa)
 // `run(member, weights)` by all members; `weights` are `bytes` that were not read for long.
 template <typename Run>
 double DecodeMeter::Time(int64_t bytes, const Run& run) {
+  CHECK(bytes <= weights_.bytes());
   std::vector<double> seconds;
   const Clock::time_point first = Clock::now();
   team_.Run([&](Team::Member& member) { run(member, weights_.data()); });  // code and scratch into caches
@@ -203,7 +211,7 @@ double DecodeMeter::Neurons(const BundleShape& shape, double active) {
       NeuronCount count;
       RunSlice(kernel, bundles, slice, {&row, 1}, {}, count);
     });
-    member.For(shape.n_embd, kMergeGrain, [&](int64_t begin, int64_t end) {
+    member.For(shape.n_embd, SparseFfn::kMergeGrain, [&](int64_t begin, int64_t end) {
       MergeSlices(shape, partial.as<float>(), false, begin, end, out_.as<float>());
     });
   });
@@ -219,6 +227,7 @@ double DecodeMeter::PredictedGates(const BundleShape& gates, int64_t rank, doubl
     predictor.bias.push_back(random() < named * std::mt19937::max() ? 1.f : -1.f);
   // All layers in turn, as a step reads them.
   const int64_t bytes = (gates.bytes() + 63) / 64 * 64;
+  CHECK(bytes <= weights_.bytes());
   const int64_t n = std::clamp<int64_t>(weights_.bytes() / bytes, 1, model_.config.n_layer);
   std::vector<Bundles> layers;
   for (int64_t i = 0; i < n; ++i) layers.emplace_back(gates, weights_.data() + i * bytes);

@@ -20,7 +20,8 @@ namespace thermocline {
 
 class DecodeMeter {
  public:
-  // `model` and `team` must outlive it. Takes as much memory as the weights, up to kMaxMeterBytes.
+  // `model` and `team` must outlive it. Takes as much memory as the weights, up to 1 GiB or
+  // twice its largest product.
   DecodeMeter(const Model& model, Team& team, Isa isa);
 
   // Seconds, medians of several runs. Of a kLinear's projections [begin, end), shared out as the executor does it.

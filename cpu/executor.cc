@@ -24,9 +24,6 @@ namespace {
 
 // Up to this many rows a stage over rows is cheaper on one member, inside the barrier, than shared out.
 constexpr int64_t kSerialRows = 2;
-// A chunk of a product claimed at once reads at least this much, and there are at least kChunksPerMember for balance.
-constexpr int64_t kMinChunkBytes = 16 * 1024;
-constexpr int64_t kChunksPerMember = 16;
 // With many rows, this many panels share each pass over the activations.
 constexpr int64_t kFewRows = 8, kMaxChunkPanels = 8;
 // Tiles of BF16 are done with a panel so soon that reading the rows for each chunk shows: larger ones. On 2 cores of a

@@ -41,15 +41,12 @@ PackedMatrix Pack(const std::vector<uint8_t>& rows, int64_t n, int64_t k, Isa is
 }  // namespace
 
 PredictedGate::PredictedGate(Isa isa, int max_rows, int n_members)
-    : isa_(isa),
-      ops_(VectorOpsFor(isa)),
-      max_rows_(max_rows),
-      n_members_(n_members),
-      linear_(isa, *FindPackedFormat(kPredictorType)) {}
+    : isa_(isa), ops_(VectorOpsFor(isa)), max_rows_(max_rows), n_members_(n_members) {}
 
 void PredictedGate::Add(const Bundles& gates, const NeuronPredictor& predictor, Activation activation) {
   const BundleShape& shape = gates.shape();
   CHECK(predictor.rank > 0 && std::ssize(predictor.bias) == shape.n_ff);
+  if (!linear_) linear_.emplace(isa_, *FindPackedFormat(kPredictorType));
   auto kernel =
       std::find_if(kernels_.begin(), kernels_.end(), [&](const auto& entry) { return entry.first == shape.up; });
   if (kernel == kernels_.end())
@@ -64,6 +61,7 @@ void PredictedGate::Add(const Bundles& gates, const NeuronPredictor& predictor, 
 }
 
 void PredictedGate::FinishAdding() {
+  if (empty()) return;
   constexpr int64_t kFloat = sizeof(float);
   int64_t n_ff = 0;
   for (const Layer& layer : layers_) n_ff = std::max(n_ff, layer.gates->shape().n_ff);
@@ -82,10 +80,10 @@ void PredictedGate::SetLevels(std::span<const float> levels) {
 void PredictedGate::Reduce(const Layer& layer, const Rows& rows, int64_t begin, int64_t end) const {
   const int64_t x_bytes = ActivationRowBytes(layer.in.k());
   for (const RowRun& run : rows.runs)
-    linear_.Run({layer.in.panel(begin), rows.x + run.begin * x_bytes, x_bytes,
-                 reduced_.as<float>() + run.begin * reduced_stride_ + begin * kPanelRows,
-                 reduced_stride_ * static_cast<int64_t>(sizeof(float)), end - begin, layer.in.n_blocks(), 0},
-                run.n);
+    linear_->Run({layer.in.panel(begin), rows.x + run.begin * x_bytes, x_bytes,
+                  reduced_.as<float>() + run.begin * reduced_stride_ + begin * kPanelRows,
+                  reduced_stride_ * static_cast<int64_t>(sizeof(float)), end - begin, layer.in.n_blocks(), 0},
+                 run.n);
 }
 
 void PredictedGate::QuantizeReduced(const Layer& layer, const Rows& rows) const {
@@ -108,9 +106,9 @@ void PredictedGate::RunSlice(const Layer& layer, const Rows& rows, int64_t slice
   for (const RowRun& run : rows.runs)
     for (int64_t begin = run.begin; begin < run.begin + run.n; begin += kRowsTogether) {
       const int64_t n = std::min(kRowsTogether, run.begin + run.n - begin);
-      linear_.Run({layer.out.panel(first / kPanelRows), Reduced(begin), reduced_q_bytes_, scores,
-                   kSliceNeurons * static_cast<int64_t>(sizeof(float)), n_panels, layer.out.n_blocks(), 0},
-                  n);
+      linear_->Run({layer.out.panel(first / kPanelRows), Reduced(begin), reduced_q_bytes_, scores,
+                    kSliceNeurons * static_cast<int64_t>(sizeof(float)), n_panels, layer.out.n_blocks(), 0},
+                   n);
       for (int64_t i = 0; i < n; ++i) {
         chosen = {};
         for (int64_t group = 0; group < n_neurons / kBundleNeurons; ++group) {
@@ -167,7 +165,7 @@ void PredictedGate::Audit(const Layer& layer, const Rows& rows, int64_t slice) c
 
 std::vector<std::pair<std::string, std::string>> PredictedGate::Kernels() const {
   std::vector<std::pair<std::string, std::string>> names;
-  if (!empty()) names.emplace_back("predictors", linear_.name());
+  if (!empty()) names.emplace_back("predictors", linear_->name());
   for (const auto& [type, kernel] : kernels_)
     names.emplace_back(fmt::format("predicted gates {}", Info(type).name), kernel->name());
   return names;

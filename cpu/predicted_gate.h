@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -88,7 +89,7 @@ class PredictedGate {
   const Isa isa_;
   const VectorOps& ops_;
   const int max_rows_, n_members_;
-  LinearKernel linear_;
+  std::optional<LinearKernel> linear_;                                    // once there is a predictor
   std::vector<std::pair<DType, std::unique_ptr<BundleKernel>>> kernels_;  // by the gates' type
   std::vector<Layer> layers_;
   int64_t reduced_stride_ = 0, reduced_q_bytes_ = 0;

@@ -34,6 +34,8 @@ struct FfnAudit {
 
 class SparseFfn {
  public:
+  static constexpr int64_t kMergeGrain = 512;  // outputs whose partial sums are merged at a time
+
   // `weights` must outlive it. Without bundles it takes no memory.
   SparseFfn(const Weights& weights, const Model& model, Isa isa, const LoadOptions& load, int max_rows, int n_members);
 
@@ -49,7 +51,8 @@ class SparseFfn {
   void SetLevels(std::span<const float> levels);
   // Between steps: of each layer (n_layer), the score above which its predictor names a neuron.
   void SetPredictorLevels(std::span<const float> levels);
-  // Between steps: every n-th generated row is also computed with all neurons; 0: none. Its result stays as it is.
+  // Between steps: every n-th generated row, at most one of a step, is also computed with all neurons; 0: none. Its
+  // result stays as it is.
   void SetAudit(int64_t every);
   FfnAudit TakeAudit();  // of the rows since the last call
 
@@ -110,7 +113,7 @@ class SparseFfn {
 
  private:
   static constexpr int64_t kRowsTogether = 16;  // whose partial sums are kept at once
-  static constexpr int64_t kUpGrain = 4, kMergeGrain = 512;
+  static constexpr int64_t kUpGrain = 4;
   void AddPredictor(const GatedFfn& ffn, const Model& model, Isa isa, const LoadOptions& load);
   void PromptUp(const Bundles& bundles, int member, int64_t group, const uint8_t* x, SlotRows up) const;
   void PromptDown(const Bundles& bundles, int member, int64_t block, const uint8_t* x, bool accumulate,

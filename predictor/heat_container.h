@@ -117,10 +117,9 @@ class HeatReader {
 
   uint64_t ReadHex(std::string_view key) const {
     const std::string text(file_.GetString(key));
-    size_t end = 0;
     const bool hex = text.size() == 16 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
     if (!hex) throw Error("{}: not 16 hexadecimal digits; profile the model anew", file_.Where(key));
-    return std::stoull(text, &end, 16);
+    return std::stoull(text, nullptr, 16);
   }
 
   int64_t Length(const std::string& name) const {

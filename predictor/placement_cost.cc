@@ -220,12 +220,14 @@ PlacementProblem MakeProblem(const Model& model, const CpuSeconds& cpu, const De
     layer.attention.cpu_s = seconds.attention;
     layer.kv.cpu_s = seconds.kv;
     layer.ffn.cpu_s = seconds.ffn;
+    double share = 1;  // of tokens for which a block's neurons fire
     for (int64_t begin = 0; begin < config.n_ff; begin += kHotBlock) {
       const int64_t n = std::min<int64_t>(kHotBlock, config.n_ff - begin), bytes = ffn_bytes[l] * n / config.n_ff;
       const double part = static_cast<double>(n) / static_cast<double>(config.n_ff);
       double gate = seconds.gate, up_down = seconds.up_down;
       if (!heat.empty()) {
-        const double share = heat[l][begin / kHotBlock];
+        // Sums of other roundings may have put a block a hair above the one before it.
+        share = std::min(share, heat[l][begin / kHotBlock]);
         up_down = seconds.neurons.At(share);
         if (seconds.named_per_firing > 0) gate = seconds.gates.At(std::min(1.0, share * seconds.named_per_firing));
       }

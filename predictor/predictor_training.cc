@@ -79,7 +79,6 @@ class Trainer {
     std::shuffle(order_.begin(), order_.end(), random_);
     const double mean = std::accumulate(frequency_.begin(), frequency_.end(), 0.0) / static_cast<double>(samples.n_ff);
     weight_ = static_cast<float>(std::clamp((1 - mean) / std::max(mean, 1e-6), 1.0, kMostWeight));
-    for (Parameters* p : {&in_, &out_, &bias_}) p->Resize(0);
   }
 
   // The gate's best approximation of that rank, in units of what it leaves of each neuron's gate, so that a score is

@@ -86,7 +86,7 @@ class Engine {
   int Truncate(int sequence, int n);
 
   // Runs the forward pass over at most kMaxBatchRows rows. Throws Error when a sequence would exceed n_ctx (with both
-  // numbers) or pages run out, Cancelled after Cancel(); in both cases no sequence has changed. Throws SequencesLost.
+  // numbers), Cancelled after Cancel(); in both cases no sequence has changed. Throws SequencesLost.
   void Step(const Batch& batch);
   // (n_vocab) for the i-th row of the last batch that wanted logits; valid until the next Step.
   std::span<const float> Logits(int i) const;
@@ -107,7 +107,8 @@ class Engine {
   // Between steps. Of each layer, the score above which its predictor names a neuron, where FfnMode::kPredicted was
   // loaded; the predictors' own at first.
   void SetPredictorLevels(std::span<const float> levels);
-  // Every n-th generated row is also computed with all neurons, for TakeAudit; 0: none. Logits stay as they are.
+  // Every n-th generated row, at most one of a step, is also computed with all neurons, for TakeAudit; 0: none. Logits
+  // stay as they are.
   void SetAudit(int64_t every);
   FfnAudit TakeAudit();  // of the rows since the last call
 

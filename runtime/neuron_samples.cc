@@ -115,6 +115,7 @@ int64_t SampleMemory() {
 std::vector<FiringSamples> CollectSamples(Engine& engine, const Model& model, std::span<const TokenId> tokens,
                                           std::span<const float> firing_levels, int64_t max_bytes) {
   const int64_t n = std::ssize(tokens), n_ctx = engine.n_ctx();
+  if (n == 0) throw Error("a text holds no tokens: nothing can be learned from it, or judged by it");
   Sampler sampler(engine, model, firing_levels, std::clamp<int64_t>(max_bytes / SampleBytes(model.config), 1, n));
   Progress progress("sampling", "tokens");
   const int sequence = engine.NewSequence();

@@ -52,6 +52,9 @@ class Variant {
     for (int i = 0; budget > besides && i < kMaxRounds; ++i) {
       problem.device_bytes = budget - besides;
       SolvedPlacement solved = SolvePlacement(problem, {.layers_only = layers_only, .max_seconds = kRoundSeconds});
+      solved.placement = AsItRuns(std::move(solved.placement));
+      solved.seconds = SecondsPerToken(problem, solved.placement);
+      if (BytesOnCpu(problem, solved.placement) > problem.cpu_bytes) break;  // what the device cannot hold is too much
       const int64_t total = BytesFor(solved.placement).total();
       const int64_t now = total - BytesOnDevice(problem, solved.placement);
       if (total <= budget && (!best || solved.seconds < best->seconds)) best = std::move(solved);
@@ -85,9 +88,14 @@ class Variant {
     return {name, std::move(solved), cpu, device, step};
   }
 
-  DeviceBytes BytesFor(Placement placement) const {
+  // Without what the device cannot multiply, or hold.
+  Placement AsItRuns(Placement placement) const {
     placement.orders = orders_;
-    placement = Restrict(*request_.device, request_.model, request_.kv_types, std::move(placement));
+    return Restrict(*request_.device, request_.model, request_.kv_types, std::move(placement));
+  }
+
+  DeviceBytes BytesFor(Placement placement) const {
+    placement = AsItRuns(std::move(placement));
     if (!UsesDevice(placement)) return {};
     return DeviceSide::BytesFor(*request_.device, Split(request_.model, placement), nullptr,
                                 LayoutOf(placement, request_.model.config, request_.kv_types),
@@ -117,9 +125,9 @@ Form MeasureFastest(const PlanRequest& request) {
       throw Error(
           "--sparsity predicted needs a .heat file with predictors: thermocline profile MODEL --text FILE "
           "--train-predictors");
-    if (request.model.config.arch.activation != Activation::kRelu)
-      throw Error("--sparsity predicted is planned for FFNs gated by relu alone; this model's are by {}",
-                  Name(request.model.config.arch.activation));
+    if (FindSparseFfns(request.model, FfnMode::kExact).empty() ||
+        FindSparseFfns(request.model, FfnMode::kPredicted).empty())
+      throw Error("--sparsity predicted is planned for FFNs gated by relu, without biases; this model's are others");
     return {FfnMode::kPredicted, Measure(request, request.model, FfnMode::kPredicted)};
   }
   std::optional<Form> fastest;

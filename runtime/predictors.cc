@@ -4,8 +4,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
+#include <mutex>
 
 #include "cpu/team.h"
+#include "cpu/topology.h"
 #include "models/check.h"
 #include "models/error.h"
 #include "models/hash.h"
@@ -54,7 +57,16 @@ std::vector<float> Floats(const Weight& weight) {
   return floats;
 }
 
-// Layers that are not trained yet, as many at a time as there are threads, so that all can be saved in between.
+// Layers that are trained at the same time: each takes the gate in floats, what becomes of it in few dimensions, and
+// scores, of which none is larger.
+size_t LayersTogether(const ModelConfig& config, int n_threads) {
+  constexpr double kGates = 3, kMemoryPart = 0.5;
+  const double bytes = kGates * sizeof(float) * static_cast<double>(config.n_ff) * config.n_embd;
+  const double free = kMemoryPart * static_cast<double>(DetectTopology().memory_available_bytes);
+  return static_cast<size_t>(std::clamp(free / bytes, 1.0, static_cast<double>(n_threads)));
+}
+
+// Layers that are not trained yet, some at a time, so that all can be saved in between.
 void TrainLayers(const Model& model, const std::vector<FiringSamples>& train,
                  const std::vector<FiringSamples>& held_out, const PredictorRequest& request,
                  const std::function<void(const Heat&)>& on_save, Heat& heat) {
@@ -62,12 +74,15 @@ void TrainLayers(const Model& model, const std::vector<FiringSamples>& train,
   const auto model_bytes = static_cast<double>(PackedWeightBytes(model));
   const auto layer_bytes = static_cast<int64_t>(kPredictorShare * model_bytes / static_cast<double>(ffns.size()));
   Team team(request.n_threads);
+  const size_t together = LayersTogether(model.config, team.size());
+  std::mutex mutex;
+  std::exception_ptr failure;  // as where memory runs out
   Progress progress("training predictors", "layers");
   std::vector<size_t> left;
   for (size_t i = 0; i < ffns.size(); ++i)
     if (heat.predictors.layers[i].rank == 0) left.push_back(i);
-  for (size_t begin = 0; begin < left.size(); begin += static_cast<size_t>(team.size())) {
-    const size_t n = std::min(static_cast<size_t>(team.size()), left.size() - begin);
+  for (size_t begin = 0; begin < left.size(); begin += together) {
+    const size_t n = std::min(together, left.size() - begin);
     team.Run([&](Team::Member& member) {
       member.For(static_cast<int64_t>(n), 1, [&](int64_t i, int64_t) {
         const size_t layer = left[begin + static_cast<size_t>(i)];
@@ -76,11 +91,17 @@ void TrainLayers(const Model& model, const std::vector<FiringSamples>& train,
             .max_bytes = layer_bytes,
             .gate_row_bytes = static_cast<double>(GateRowBytes(model, ffns[layer].gate)),
             .seed = layer + 1};
-        heat.predictors.layers[layer] =
-            TrainPredictor(Floats(model.weights[ffns[layer].gate]), train[layer], held_out[layer], layer_request)
-                .predictor;
+        try {
+          heat.predictors.layers[layer] =
+              TrainPredictor(Floats(model.weights[ffns[layer].gate]), train[layer], held_out[layer], layer_request)
+                  .predictor;
+        } catch (...) {
+          const std::lock_guard lock(mutex);
+          failure = std::current_exception();
+        }
       });
     });
+    if (failure) std::rethrow_exception(failure);
     for (size_t i = begin; i < begin + n; ++i)
       if (heat.predictors.layers[left[i]].rank == 0)
         throw Error("layer {}: its predictor cannot be trained, as numbers overflow; the model file may be damaged",

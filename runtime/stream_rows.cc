@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <climits>
+#include <cmath>
 #include <cstdint>
 
 namespace thermocline {
@@ -18,7 +19,7 @@ int RowsToStream(int n_rows, double with_cpu, double streamed, double streamed_t
   const double on_the_way = std::max(0.0, streamed - per_row * n_rows);
   const double gained = with_cpu / n_rows - per_row;  // by a row
   if (gained * kMost <= on_the_way) return INT_MAX;
-  return std::max(kLeast, static_cast<int>(std::bit_ceil(static_cast<uint32_t>(on_the_way / gained))));
+  return std::max(kLeast, static_cast<int>(std::bit_ceil(static_cast<uint32_t>(std::ceil(on_the_way / gained)))));
 }
 
 }  // namespace thermocline
