@@ -61,6 +61,12 @@ class SequencesLost : public Error {
   using Error::Error;
 };
 
+// Which neurons fired in generated rows.
+struct Firings {
+  int64_t tokens = 0;                        // rows; of one that was cancelled not all layers have counted
+  std::vector<std::vector<uint32_t>> fired;  // by layer (n_ff), in the file's order: for so many of them
+};
+
 class Engine {
  public:
   // Packs the weights of `model` (which refers into `file`); afterwards neither is referred to. A device that fails
@@ -110,6 +116,17 @@ class Engine {
   // Every n-th generated row is also computed with all neurons, for TakeAudit; 0: none. Logits stay as they are.
   void SetAudit(int64_t every);
   FfnAudit TakeAudit();  // of the rows since the last call
+
+  // Of all generated rows since the last call, where FFNs stand in bundles and LoadOptions::count_firings says so.
+  Firings TakeFirings();
+  // Whether Reorder can do anything: a device computes beside the CPU.
+  bool CanReorder() const;
+  // Between steps, from any one thread: puts the neurons of a layer into another order, from the first of which on the
+  // device has as many as before. `order` holds down in the type in which it is held now. Keys and values stay. Reads
+  // the file again, and takes memory for the layer meanwhile. False where `stop` became true before anything was
+  // changed. Throws Error where the file is gone or another one, or memory does not suffice; nothing has changed then.
+  // Throws DeviceError when the device is lost, as the next Step says, too.
+  bool Reorder(int layer, std::shared_ptr<const NeuronOrder> order, const std::atomic<bool>& stop);
 
   // What generated rows read of FFNs that are not dense (LoadOptions::ffn) since the last call.
   NeuronCount TakeNeuronCount();
