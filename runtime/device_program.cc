@@ -131,7 +131,7 @@ class Lowering {
   // Not in a streamed program, whose rows are all of prompts.
   void CountFirings(const Op& op) {
     const DeviceMap::Counter counter = map_.counters.empty() ? DeviceMap::Counter{} : map_.counters[op.layer];
-    if (!counter.counts || !pieces_.empty()) return;
+    if (counter.n == 0 || !pieces_.empty()) return;
     DeviceOp& count = Emit(DeviceOpKind::kCountFirings, op);
     count.in = Columns(op.in, op.begin, op.end - op.begin);
     count.activation = op.activation;

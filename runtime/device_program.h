@@ -15,7 +15,7 @@ struct DeviceMap {
   std::array<DeviceRows, static_cast<size_t>(Slot::kCount)> slots{};
   std::vector<DeviceMatrix> matrices;  // by WeightId
   std::vector<DeviceAddress> vectors;  // by WeightId
-  // Where gated FFNs count which of their neurons fire, by layer, above which level; 0: it is not counted.
+  // Where gated FFNs count which of their neurons fire, by layer, above which level; n = 0: it is not counted.
   struct Counter {
     DeviceAddress counts = 0, level = 0;
     int n = 0;  // neurons [0, n) of the layer's order

@@ -59,7 +59,7 @@ void PlaceCounters(const Model& half, Places& places, DeviceMap& map) {
       map.counters[op.layer] = {places.Next(op.end * static_cast<int64_t>(sizeof(uint32_t))), 0, op.end};
     }
   for (DeviceMap::Counter& counter : map.counters)
-    if (counter.counts) counter.level = places.Next(sizeof(float));
+    if (counter.n > 0) counter.level = places.Next(sizeof(float));
 }
 
 using UsedSlots = std::array<bool, static_cast<size_t>(Slot::kCount)>;
@@ -302,7 +302,7 @@ std::array<uint64_t, kLayerKinds> DeviceSide::kv_memory() const {
 
 void DeviceSide::SetLevels(std::span<const float> levels) {
   for (size_t layer = 0; layer < map_.counters.size(); ++layer)
-    if (map_.counters[layer].level)
+    if (map_.counters[layer].n > 0)
       device_.Upload(map_.counters[layer].level,
                      {reinterpret_cast<const uint8_t*>(&levels[layer]), sizeof levels[layer]});
 }

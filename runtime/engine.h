@@ -15,6 +15,7 @@
 #include "models/kv_layout.h"
 #include "models/model.h"
 #include "models/tokenizer.h"
+#include "predictor/recent_heat.h"
 #include "runtime/hybrid.h"
 
 namespace thermocline {
@@ -59,12 +60,6 @@ struct Cancelled {};
 class SequencesLost : public Error {
  public:
   using Error::Error;
-};
-
-// Which neurons fired in generated rows.
-struct Firings {
-  int64_t tokens = 0;                        // rows; of one that was cancelled not all layers have counted
-  std::vector<std::vector<uint32_t>> fired;  // by layer (n_ff), in the file's order: for so many of them
 };
 
 class Engine {

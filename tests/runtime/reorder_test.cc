@@ -120,7 +120,7 @@ TEST_CASE("reorder: after any sequence of orders an engine is one that was loade
   for (const TinyOptions& options : Models())
     for (const FfnMode ffn : {FfnMode::kExact, FfnMode::kThreshold}) {
       const Loaded loaded(options, ffn);
-      CAPTURE(Info(options.type).name);
+      CAPTURE(std::string(Info(options.type).name));
       CAPTURE(static_cast<int>(ffn));
       for (const bool by_neurons : {false, true}) {
         CAPTURE(by_neurons);
@@ -147,7 +147,7 @@ TEST_CASE("reorder: after any sequence of orders an engine is one that was loade
 TEST_CASE("reorder: between the steps of a sequence, whose keys and values stay") {
   std::mt19937 random(2);
   for (const TinyOptions& options : Models()) {
-    CAPTURE(Info(options.type).name);
+    CAPTURE(std::string(Info(options.type).name));
     const Loaded loaded(options);
     const auto still = loaded.Start({Emulate(), SomeHot(loaded)}), moved = loaded.Start({Emulate(), SomeHot(loaded)});
     Logits expected, actual;
@@ -252,7 +252,7 @@ TEST_CASE("reorder: where the file is gone, another one or cut short, everything
 
 TEST_CASE("firings: those of generated rows, as profile sees them") {
   for (const TinyOptions& options : Models()) {
-    CAPTURE(Info(options.type).name);
+    CAPTURE(std::string(Info(options.type).name));
     const Loaded loaded(options);
     const auto one = loaded.Start({}, 1), two = loaded.Start({}, 2);
     (void)Play(*one, RowKind::kGenerated);
@@ -286,19 +286,17 @@ TEST_CASE("firings: those of neurons on a device count for the same neurons, wha
   std::mt19937 random(6);
   for (const TinyOptions& options : Models())
     for (const FfnMode ffn : {FfnMode::kExact, FfnMode::kThreshold}) {
-      CAPTURE(Info(options.type).name);
+      CAPTURE(std::string(Info(options.type).name));
       CAPTURE(static_cast<int>(ffn));
       const Loaded loaded(options, ffn);
       const auto alone = loaded.Start(), split = loaded.Start({Emulate(), SomeHot(loaded)}, 2);
-      Firings expected, actual;
       for (int i = 0; i < 3; ++i) {
         (void)Play(*alone, RowKind::kGenerated);
         (void)Play(*split, RowKind::kGenerated);
         for (int layer = 0; layer < loaded.n_layer(); ++layer)
           CHECK(split->Reorder(layer, RandomOrder(loaded.n_ff(), LosslessUnit(loaded.model, layer), random), kGoOn));
       }
-      expected = alone->TakeFirings();
-      actual = split->TakeFirings();
+      const Firings expected = alone->TakeFirings(), actual = split->TakeFirings();
       CHECK(actual.tokens == expected.tokens);
       const auto all = static_cast<double>(actual.tokens * loaded.n_layer() * loaded.n_ff());
       CHECK(static_cast<double>(Sum(actual)) > 0.2 * all);
