@@ -63,6 +63,7 @@ struct Engine::Impl {
   // Goes on with the CPU alone.
   void Reload();
   GgufFile OpenAgain() const;
+  void CheckSame(const GgufFile& file) const;
   void CollectFirings();
   bool Reorder(int layer, std::shared_ptr<const NeuronOrder> order, const std::atomic<bool>& stop);
 
@@ -280,9 +281,13 @@ void Engine::Impl::LoseDevice(const std::string& because) {
 
 GgufFile Engine::Impl::OpenAgain() const {
   GgufFile file = options.reopen ? options.reopen() : GgufFile::Open(path);
+  CheckSame(file);
+  return file;
+}
+
+void Engine::Impl::CheckSame(const GgufFile& file) const {
   if (file.Identity() != identity)
     throw Error("{}: the file has changed since it was loaded, and more of it is needed; start anew", path);
-  return file;
 }
 
 void Engine::Impl::CollectFirings() {
@@ -318,9 +323,10 @@ bool Engine::Impl::Reorder(int layer, std::shared_ptr<const NeuronOrder> order, 
   std::optional<StagedFfn> cpu = executor->StageFfn(split.cpu, layer, stop);
   if (!cpu) return false;
   const std::optional<StagedDeviceFfn> device = hybrid->side().StageFfn(split.device, layer, ChooseIsa(), stop);
-  source->file.CheckIntact();
   if (!device) return false;
-  CollectFirings();  // which count in the order of before
+  source->file.CheckIntact();
+  CheckSame(source->file);  // somebody may have written into it
+  CollectFirings();         // which count in the order of before
   hybrid->side().ReplaceFfn(*device);
   executor->ReplaceFfn(std::move(*cpu));
   hybrid->SetOrder(layer, std::move(order));

@@ -243,6 +243,15 @@ TEST_CASE("reorder: where the file is gone, another one or cut short, everything
   CHECK(reorder());
   Placement placement = SomeHot(loaded);
   placement.orders = engine.placement().orders;
+  const auto overwrite = [&](const TinyOptions& tiny) {
+    const ByteVector bytes = TinyModel(tiny).Build();
+    std::fstream(path, std::ios::binary | std::ios::in | std::ios::out)
+        .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  };
+  overwrite(other);
+  CHECK_THROWS_WITH_AS(reorder(), doctest::Contains("has changed since it was loaded"), Error);
+  overwrite(options);
+  CHECK(HashOf(engine.placement().orders) == HashOf(placement.orders));
   std::filesystem::resize_file(path, 4096);  // under the map
   CHECK_THROWS_WITH_AS(reorder(), doctest::Contains("shorter"), Error);
   CHECK(HashOf(engine.placement().orders) == HashOf(placement.orders));
