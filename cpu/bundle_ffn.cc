@@ -145,7 +145,7 @@ void NeuronCount::Add(const NeuronCount& other) {
 }
 
 void RunSlice(const BundleKernel& kernel, const Bundles& bundles, int64_t slice, std::span<const BundleRow> rows,
-              const Firing& firing, NeuronCount& count) {
+              const Firing& firing, NeuronCount& count, uint32_t* fired) {
   const BundleShape& shape = bundles.shape();
   const int64_t begin = slice * (kSliceNeurons / kBundleNeurons);
   const int64_t end = std::min<int64_t>(begin + kSliceNeurons / kBundleNeurons, shape.n_groups());
@@ -156,6 +156,8 @@ void RunSlice(const BundleKernel& kernel, const Bundles& bundles, int64_t slice,
       const uint32_t active = ActiveMask(row.activation + group * kBundleNeurons, firing.level);
       const uint32_t chosen = firing.skip ? active : ~0u;
       count.active += std::popcount(active);
+      for (uint32_t left = fired ? active : 0; left; left &= left - 1)
+        ++fired[group * kBundleNeurons + std::countr_zero(left)];
       if (chosen == 0) continue;
       any |= chosen;
       RunGroup(kernel, bundles, row, firing, group, active, row.partial + slice * shape.n_outputs());

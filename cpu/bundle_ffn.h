@@ -50,9 +50,10 @@ struct NeuronCount {
   void Add(const NeuronCount& other);
 };
 
-// partial[slice] = sum over the slice's neurons that fire, in order, of activation * up(x) * down.
+// partial[slice] = sum over the slice's neurons that fire, in order, of activation * up(x) * down. fired: (n_ff), one
+// more for each row in which the neuron fires, or null.
 void RunSlice(const BundleKernel& kernel, const Bundles& bundles, int64_t slice, std::span<const BundleRow> rows,
-              const Firing& firing, NeuronCount& count);
+              const Firing& firing, NeuronCount& count, uint32_t* fired = nullptr);
 
 // y[e] = (y[e] or 0) + partial[0][e] + partial[1][e] + ... for e in [begin, end).
 void MergeSlices(const BundleShape& shape, const float* partial, bool accumulate, int64_t begin, int64_t end, float* y);

@@ -527,6 +527,11 @@ void CpuExecutor::SetPredictorLevels(std::span<const float> levels) { impl_->spa
 void CpuExecutor::SetAudit(int64_t every) { impl_->sparse_ffn.SetAudit(every); }
 FfnAudit CpuExecutor::TakeAudit() { return impl_->sparse_ffn.TakeAudit(); }
 NeuronCount CpuExecutor::TakeNeuronCount() { return impl_->sparse_ffn.TakeCount(); }
+std::optional<StagedFfn> CpuExecutor::StageFfn(const Model& model, int layer, const std::atomic<bool>& stop) const {
+  return impl_->weights.StageFfn(model, layer, impl_->isa, stop);
+}
+void CpuExecutor::ReplaceFfn(StagedFfn staged) noexcept { impl_->weights.ReplaceFfn(std::move(staged)); }
+std::span<const uint32_t> CpuExecutor::fired(int layer) const { return impl_->sparse_ffn.fired(layer); }
 int64_t CpuExecutor::weight_bytes() const { return impl_->weights.bytes(); }
 
 std::vector<std::pair<std::string, std::string>> CpuExecutor::Kernels() const {

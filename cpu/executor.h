@@ -70,6 +70,10 @@ class CpuExecutor {
   void SetAudit(int64_t every);
   FfnAudit TakeAudit();
   NeuronCount TakeNeuronCount();  // what generated rows read of bundles since the last call
+  std::span<const uint32_t> fired(int layer) const;
+  // Between runs, as cpu/weights.h says.
+  std::optional<StagedFfn> StageFfn(const Model& model, int layer, const std::atomic<bool>& stop) const;
+  void ReplaceFfn(StagedFfn staged) noexcept;
   int64_t weight_bytes() const;
   std::vector<std::pair<std::string, std::string>> Kernels() const;  // op, kernel it takes
 

@@ -24,12 +24,14 @@ SparseFfn::SparseFfn(const Weights& weights, const Model& model, Isa isa, const 
       predictor_of_layer_(static_cast<size_t>(model.config.n_layer), -1),
       levels_(static_cast<size_t>(model.config.n_layer)),
       counts_(n_members),
+      fired_(levels_.size()),
       audit_squares_(levels_.size()) {
   for (MemberCount& member : counts_) count_pointers_.push_back(&member.count);
   audit_.missed.resize(levels_.size());
   int64_t spread = 0, partial = 0;
   for (const GatedFfn& ffn : weights.bundled()) {
     const BundleShape& shape = weights.bundles(ffn.layer).shape();
+    if (load.count_firings) fired_[ffn.layer].resize(static_cast<size_t>(shape.n_ff));
     kernels_.try_emplace({shape.up, shape.down}, isa, shape);
     linear_.try_emplace(shape.up, isa, shape.up_format());
     linear_.try_emplace(shape.down, isa, shape.down_format());
@@ -180,7 +182,7 @@ void SparseFfn::GeneratedSlice(int layer, int member, int64_t slice, int64_t fir
   std::array<BundleRow, kRowsTogether> rows;
   for (int64_t i = 0; i < n; ++i) rows[i] = Row(bundles, first + i, activation, Partial(bundles, i));
   RunSlice(Kernel(bundles.shape()), bundles, slice, {rows.data(), static_cast<size_t>(n)}, {levels_[layer], skip_},
-           counts_[member].count);
+           counts_[member].count, fired_[layer].empty() ? nullptr : fired_[layer].data());
 }
 
 void SparseFfn::AuditSlice(int layer, int64_t slice, SlotRows activation) const {

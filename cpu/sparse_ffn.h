@@ -109,6 +109,9 @@ class SparseFfn {
   }
 
   NeuronCount TakeCount();  // what generated rows read since the last call
+  // Of so many generated rows each of the layer's neurons (n_ff of the bundles) fired, ever since, modulo 2^32; empty
+  // where that is not counted (LoadOptions::count_firings).
+  std::span<const uint32_t> fired(int layer) const { return fired_[layer]; }
   std::vector<std::pair<std::string, std::string>> Kernels() const;
 
  private:
@@ -144,7 +147,8 @@ class SparseFfn {
   struct alignas(64) MemberCount {
     NeuronCount count;
   };
-  std::vector<MemberCount> counts_;  // by member
+  std::vector<MemberCount> counts_;           // by member
+  std::vector<std::vector<uint32_t>> fired_;  // by layer; a neuron's is written by who has its slice
   std::vector<NeuronCount*> count_pointers_;
   std::vector<RowRun> prompt_runs_, generated_runs_;
   std::vector<int64_t> generated_;

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cpu/packed_file.h"
+#include "models/check.h"
 #include "models/error.h"
 #include "models/weight_rows.h"
 
@@ -259,6 +260,63 @@ void Weights::Pack(const GgufFile& file, const Model& model, Team& team, Isa isa
       if (member.index() == 0 && options.on_load) options.on_load(now, total);
     });
   });
+}
+
+std::optional<StagedFfn> Weights::StageFfn(const Model& model, int layer, Isa isa,
+                                           const std::atomic<bool>& stop) const {
+  CHECK(!mapped_);
+  StagedFfn staged;
+  std::vector<PackedMatrix> matrices(matrices_.size());
+  std::vector<Bundles> bundles(bundles_.size()), gate_rows(gate_rows_.size());
+  std::vector<GatedFfn> ffns;
+  int64_t bytes = 0;
+  // First the bytes, then, with their memory, the places.
+  const auto place = [&](uint8_t* memory) {
+    bytes = 0;
+    for (const GatedFfn& ffn : bundled_) {
+      if (ffn.layer != layer) continue;
+      const Weight &up = model.weights[ffn.up], &down = model.weights[ffn.down];
+      const BundleShape& shape = bundles_[layer].shape();
+      CHECK(shape.up == BundleShape::UpType(up.type()) && shape.down == BundleShape::DownType(down.type()));
+      CHECK(gate_rows_[layer].empty() && up.n == shape.n_ff && up.k == shape.n_embd);
+      if (memory) {
+        bundles[layer] = Bundles(shape, memory + bytes);
+        staged.parts.push_back(
+            {memory_.data() + (bundles_[layer].down_scales(0) - memory_.data()), memory + bytes, shape.bytes()});
+        ffns.push_back(ffn);
+      }
+      bytes += shape.bytes();
+    }
+    for (const WeightId id : OrderedWeights(model, layer)) {
+      const Weight& weight = model.weights[id];
+      const PackedMatrix& here = matrices_[id];
+      if (!weight.matrix || in_bundles_[id] || weight.n == 0) continue;
+      CHECK(here.type() == weight.type() && here.n() == weight.n && here.k() == weight.k);
+      if (memory) {
+        matrices[id] = PackedMatrix(weight.type(), weight.n, weight.k, memory + bytes);
+        staged.parts.push_back({memory_.data() + (here.row(0) - memory_.data()), memory + bytes, here.bytes()});
+      }
+      bytes += here.bytes();
+    }
+  };
+  place(nullptr);
+  staged.memory = Buffer(bytes, "an FFN in another order");
+  place(staged.memory.data());
+  for (const Task& task : MakeTasks(model, matrices, ffns, bundles, gate_rows)) {
+    if (stop) return std::nullopt;
+    PackTask(task, isa);
+  }
+  for (const WeightId id : OrderedWeights(model, layer))
+    if (const Weight& weight = model.weights[id]; !weight.matrix) staged.vectors.emplace_back(id, VectorOf(weight));
+  return staged;
+}
+
+void Weights::ReplaceFfn(StagedFfn staged) noexcept {
+  for (const StagedFfn::Part& part : staged.parts) std::memcpy(part.to, part.from, part.bytes);
+  for (auto& [id, values] : staged.vectors) {
+    CHECK(vectors_[id].size() == values.size());
+    std::copy(values.begin(), values.end(), vectors_[id].begin());
+  }
 }
 
 int64_t Weights::bytes() const {

@@ -2,10 +2,13 @@
 // floats.
 #pragma once
 
+#include <atomic>
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/bundle_ffn.h"
@@ -19,6 +22,18 @@ namespace thermocline {
 
 class PackedFile;
 
+// The weights of one FFN in another order of its neurons, in memory of their own, on their way into an engine.
+struct StagedFfn {
+  struct Part {
+    uint8_t* to;
+    const uint8_t* from;
+    int64_t bytes;
+  };
+  Buffer memory;
+  std::vector<Part> parts;  // of it
+  std::vector<std::pair<WeightId, std::vector<float>>> vectors;
+};
+
 struct LoadOptions {
   // Called while weights are packed, with bytes done and in all; may be empty. Must not throw.
   std::function<void(int64_t done, int64_t total)> on_load{};
@@ -30,6 +45,8 @@ struct LoadOptions {
   FfnMode ffn = FfnMode::kDense;
   // By layer, for kPredicted, of all neurons in the file's order; fit for the model, and must outlive the engine.
   const std::vector<NeuronPredictor>* predictors = nullptr;
+  // Of FFNs in bundles: counts in how many generated rows each neuron fires.
+  bool count_firings = false;
 };
 
 class Weights {
@@ -49,6 +66,12 @@ class Weights {
   int64_t bytes() const;
   // Throws Error if the packed file was cut short under the map: its weights may have read as zeros since.
   void CheckIntact() const;
+
+  // Packs the FFN of a layer anew on the calling thread: `model` is the one of the constructor, read from the same
+  // file, but for the order of this layer's neurons, which holds down in the same type. Weights stay as they are until
+  // ReplaceFfn. Nothing where `stop` became true. Throws Error when memory runs out. Not of weights that are mapped.
+  std::optional<StagedFfn> StageFfn(const Model& model, int layer, Isa isa, const std::atomic<bool>& stop) const;
+  void ReplaceFfn(StagedFfn staged) noexcept;
 
   static int64_t BytesFor(const Model& model);
 

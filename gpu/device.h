@@ -88,6 +88,7 @@ enum class DeviceOpKind : uint8_t {
                // count as zero
   kGatedAct,   // out = act(in) * in2; out may be in
   kAct,        // out = act(in); out may be in
+  kCountFirings,  // counts[i] += 1 (modulo 2^32) for each row of the decode class with |act(in[i])| not <= vector[0]
   kStoreKv,    // keys `in`, values `in2` of the rows whose position is one of [first_token, end_token) go to KV pages
   kAttention,  // out = attention of `in` over the pages' tokens in [first_token, end_token)
   kAttentionState,  // the same, left unfinished: out = of each head its maximum, of each head its sum, then of each
@@ -118,7 +119,8 @@ struct DeviceOp {
   int n_projections = 0;
   int lead = 0;                                 // kLinear
   const uint8_t* panels = nullptr;              // kReceivePanels: in page-locked memory
-  Activation activation{};                      // kAct, kGatedAct
+  Activation activation{};                      // kAct, kGatedAct, kCountFirings
+  DeviceAddress counts = 0;                     // kCountFirings: (in.width) of 32 bits
   RopeKind rope{};                              // kRope
   int head_dim = 0, n_head = 0, n_head_kv = 0;  // kHeadNorm, kRope: head_dim; kAttention...: all
   int window = 0;                               // kAttention...: tokens seen, itself included; 0: all

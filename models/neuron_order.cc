@@ -38,6 +38,18 @@ uint64_t NeuronOrder::hash() const {
   return hash.value();
 }
 
+std::vector<int16_t> OrderedWeights(const Model& model, int layer) {
+  std::vector<int16_t> ids;
+  for (const Op& op : model.program.ops) {
+    if (op.layer != layer || !(ReadsNeurons(op) || WritesNeurons(op))) continue;
+    for (int i = 0; i < op.n_projections; ++i) {
+      ids.push_back(op.projections[i].weight);
+      if (WritesNeurons(op) && op.projections[i].bias >= 0) ids.push_back(op.projections[i].bias);
+    }
+  }
+  return ids;
+}
+
 Model Reorder(const Model& model, const NeuronOrders& orders) {
   Model reordered = model;
   if (orders.empty()) return reordered;

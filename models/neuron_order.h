@@ -37,6 +37,9 @@ class NeuronOrder {
 // By layer; empty, or null for a layer: as in the file.
 using NeuronOrders = std::vector<std::shared_ptr<const NeuronOrder>>;
 
+// Ids of the weights that an order of the layer moves, each once: matrices of its FFN, and biases in front of the
+// activation.
+std::vector<int16_t> OrderedWeights(const Model& model, int layer);
 // The model with its FFNs in these orders.
 Model Reorder(const Model& model, const NeuronOrders& orders);
 // Of all of them together; 0: there are none.

@@ -13,7 +13,7 @@ namespace thermocline {
 namespace {
 
 constexpr uint32_t kVersion = 1;
-constexpr char kArchitecture[] = "heat", kChosenKey[] = "heat.threshold";
+constexpr char kArchitecture[] = "heat", kChosenKey[] = "heat.threshold", kRecentTokens[] = "recent.tokens";
 
 void CheckAscending(const GgufFile& file, const char* what, std::span<const float> values) {
   if (std::adjacent_find(values.begin(), values.end(), std::greater_equal<>()) != values.end())
@@ -40,6 +40,18 @@ void ReadThresholds(const GgufFile& file, int n_layer, Heat& heat) {
     heat.thresholds.push_back({sparsity[i], rise[i], of_point(levels), of_point(missed)});
   }
   heat.chosen_threshold = static_cast<int>(file.GetInt(kChosenKey, 0, n)) - 1;
+}
+
+void ReadRecent(const GgufFile& file, const ModelConfig& config, RecentHeat& recent) {
+  constexpr double kRounding = 1e-4;  // of many additions
+  const HeatReader reader(file);
+  if (reader.Length(kRecentTokens) == 0) return;
+  std::vector<float> tokens;
+  reader.Read(kRecentTokens, 1, 0, static_cast<double>(kMaxHeatTokens), tokens);
+  recent.tokens = tokens[0];
+  for (int i = 0; i < config.n_layer; ++i)
+    reader.Read(HeatLayerKey(i, "recent"), config.n_ff, 0, recent.tokens * (1 + kRounding) + kRounding,
+                recent.fired.emplace_back());
 }
 
 }  // namespace
@@ -137,6 +149,10 @@ std::vector<uint8_t> SerializeHeat(const Heat& heat) {
     writer.Add<float>("threshold.levels", levels, {n_layer, n});
     writer.Add<float>("threshold.missed", missed, {n_layer, n});
   }
+  if (!heat.recent.fired.empty()) {
+    writer.Add(kRecentTokens, std::vector<double>{heat.recent.tokens});
+    for (size_t i = 0; i < heat.recent.fired.size(); ++i) writer.Add(HeatLayerKey(i, "recent"), heat.recent.fired[i]);
+  }
   WritePredictors(heat.predictors, heat.n_ff, writer);
   return writer.Finish();
 }
@@ -194,6 +210,7 @@ Heat ReadHeat(const std::filesystem::path& path, const GgufFile& model, const Mo
     reader.Read(HeatLayerKey(i, "histogram"), kHeatBins, 0, kAnySum, layer.histogram);
   }
   ReadThresholds(file, config.n_layer, heat);
+  ReadRecent(file, config, heat.recent);
   heat.predictors = ReadPredictors(file, config);
   return heat;
 }

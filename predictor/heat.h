@@ -1,7 +1,7 @@
 // What a text has told about the neurons of a model, kept in a .heat file beside it.
 //
 // The file is a GGUF container: metadata heat.*, of which the first is a checksum of the whole file, then tensors in
-// F32, predictors in Q8_0, blk.N.* for each layer. Counts are whole numbers below 2^24.
+// F32, predictors in Q8_0, blk.N.* for each layer. Counts are whole numbers below 2^24, but for recent ones.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +36,12 @@ struct ThresholdPoint {
   std::vector<float> missed;  // (layers) |all - chosen|^2 / |all|^2 of what the FFN adds, on that text
 };
 
+// What a user's own texts have told lately (predictor/recent_heat.h).
+struct RecentHeat {
+  double tokens = 0;                      // that were counted, those of long ago as parts of one
+  std::vector<std::vector<float>> fired;  // by layer (n_ff): of them, for which each neuron fired; empty: none
+};
+
 struct Heat {
   uint64_t identity = 0;   // GgufFile::Identity of the model
   uint64_t text_hash = 0;  // of the tokens it was learned from
@@ -51,7 +57,10 @@ struct Heat {
   std::vector<ThresholdPoint> thresholds;  // ascending in sparsity; empty: not calibrated
   int chosen_threshold = -1;               // of them, the one within the rise that was asked for; -1: none was
   HeatPredictors predictors;
+  RecentHeat recent;
 
+  // Whether a text was read at all: what `chat` learned may stand in a file alone.
+  bool profiled() const { return n_counted > 0; }
   // The share of tokens for which each neuron fires (n_ff).
   std::vector<float> Frequency(int layer, int target) const;
   double ActiveShare(int layer, int target) const;  // the mean of that

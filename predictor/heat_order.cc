@@ -8,16 +8,15 @@
 #include "predictor/placement.h"
 
 namespace thermocline {
-namespace {
 
-// How many tokens each neuron of the layer fired for (n_ff). Where several levels were counted, the middle one tells
-// hot from cold best: hardly any neuron is above the highest, and hardly any below the lowest.
-std::span<const double> Counts(const Heat& heat, int layer) {
-  const auto target = std::ssize(heat.targets) / 2;
-  return std::span(heat.layers[layer].fired).subspan(target * heat.n_ff, heat.n_ff);
+// Hardly any neuron is above the highest, and hardly any below the lowest.
+int64_t MiddleTarget(const Heat& heat) { return std::ssize(heat.targets) / 2; }
+
+std::span<const double> ProfileCounts(const Heat& heat, int layer) {
+  return std::span(heat.layers[layer].fired).subspan(MiddleTarget(heat) * heat.n_ff, heat.n_ff);
 }
 
-std::shared_ptr<const NeuronOrder> ByCounts(std::span<const double> counts, int unit) {
+std::shared_ptr<const NeuronOrder> OrderByCounts(std::span<const double> counts, int unit) {
   const int64_t n_units = std::ssize(counts) / unit;
   std::vector<double> sums(static_cast<size_t>(n_units));
   for (int64_t i = 0; i < std::ssize(counts); ++i) sums[i / unit] += counts[i];
@@ -28,8 +27,6 @@ std::shared_ptr<const NeuronOrder> ByCounts(std::span<const double> counts, int 
     for (int i = 0; i < unit; ++i) neurons.push_back(first * unit + i);
   return std::make_shared<const NeuronOrder>(std::move(neurons), unit);
 }
-
-}  // namespace
 
 const char* Name(HeatOrder by) { return by == HeatOrder::kBlocks ? "blocks" : "neurons"; }
 
@@ -43,7 +40,8 @@ NeuronOrders HottestFirst(const Model& model, const Heat& heat, HeatOrder by) {
   CHECK(heat.n_ff == model.config.n_ff && std::ssize(heat.layers) == model.config.n_layer);
   NeuronOrders orders;
   for (int layer = 0; layer < model.config.n_layer; ++layer)
-    orders.push_back(ByCounts(Counts(heat, layer), by == HeatOrder::kNeurons ? 1 : LosslessUnit(model, layer)));
+    orders.push_back(
+        OrderByCounts(ProfileCounts(heat, layer), by == HeatOrder::kNeurons ? 1 : LosslessUnit(model, layer)));
   return orders;
 }
 
@@ -51,7 +49,7 @@ std::vector<std::vector<double>> BlockHeat(const Heat& heat, const NeuronOrders&
   std::vector<std::vector<double>> shares(heat.layers.size());
   const double n_tokens = std::max<double>(1, static_cast<double>(heat.n_counted));
   for (size_t layer = 0; layer < shares.size(); ++layer) {
-    const std::span<const double> counts = Counts(heat, static_cast<int>(layer));
+    const std::span<const double> counts = ProfileCounts(heat, static_cast<int>(layer));
     const NeuronOrder* order = orders.empty() ? nullptr : orders[layer].get();
     const int64_t together = std::max(kHotBlock, order ? order->unit() : 0);
     for (int64_t begin = 0; begin < heat.n_ff; begin += together) {

@@ -2,7 +2,9 @@
 // the device (after PowerInfer, arXiv:2312.12456).
 #pragma once
 
+#include <memory>
 #include <optional>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -18,6 +20,13 @@ enum class HeatOrder : uint8_t {
 };
 const char* Name(HeatOrder by);  // "blocks", "neurons"
 std::optional<HeatOrder> FindHeatOrder(std::string_view name);
+
+// Of the levels at which firings were counted, the one that tells hot from cold best.
+int64_t MiddleTarget(const Heat& heat);
+// In how many of the text's tokens each neuron fired (n_ff), at that level.
+std::span<const double> ProfileCounts(const Heat& heat, int layer);
+// The most frequent first, `unit` neurons, which are neighbours in the file, as one.
+std::shared_ptr<const NeuronOrder> OrderByCounts(std::span<const double> counts, int unit);
 
 // `model` is the one of `heat`, as the file has it.
 NeuronOrders HottestFirst(const Model& model, const Heat& heat, HeatOrder by);

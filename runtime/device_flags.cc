@@ -12,6 +12,7 @@
 #include "models/limits.h"
 #include "models/quoted.h"
 #include "predictor/heat.h"
+#include "predictor/recent_heat.h"
 #include "runtime/emulated_ops.h"
 #include "runtime/placement_file.h"
 #include "runtime/text_io.h"
@@ -80,20 +81,25 @@ void DeviceFlags::Check() const {
     throw UsageError(fmt::format("--vram: {} is no size like 6G, 800M or 123456789", Quoted(*vram_)));
 }
 
-DeviceOptions DeviceFlags::Open(const GgufFile& file, const Model& model, FfnMode ffn) const {
+DeviceOptions DeviceFlags::Open(const GgufFile& file, const Model& model, FfnMode ffn, bool recent) const {
   DeviceOptions options = OpenDevice();
-  if (options.device) Place(file, model, ffn, options);
+  if (options.device) Place(file, model, ffn, recent, options);
   return options;
 }
 
 std::optional<Heat> DeviceFlags::ReadHeatOf(const GgufFile& file, const Model& model) const {
-  const std::filesystem::path path = heat_ ? std::filesystem::path(*heat_) : HeatPath(file.path());
+  const std::filesystem::path path = HeatFile(file);
   std::error_code error;
   if (!heat_ && !std::filesystem::exists(path, error)) return std::nullopt;
-  return ReadHeat(path, file, model.config);
+  return ProfiledOrRecent(ReadHeat(path, file, model.config));
 }
 
-void DeviceFlags::Place(const GgufFile& file, const Model& model, FfnMode ffn, DeviceOptions& options) const {
+std::filesystem::path DeviceFlags::HeatFile(const GgufFile& file) const {
+  return heat_ ? std::filesystem::path(*heat_) : HeatPath(file.path());
+}
+
+void DeviceFlags::Place(const GgufFile& file, const Model& model, FfnMode ffn, bool recent,
+                        DeviceOptions& options) const {
   if (placement_) {
     options.placement = ReadPlacement(*placement_, [&](HeatOrder by) {
       const std::optional<Heat> heat = ReadHeatOf(file, model);
@@ -106,7 +112,8 @@ void DeviceFlags::Place(const GgufFile& file, const Model& model, FfnMode ffn, D
   if (ffn == FfnMode::kDense) return;  // reads all neurons, however hot
   try {
     const std::optional<Heat> heat = ReadHeatOf(file, model);
-    if (heat && !heat->targets.empty()) options.hot = ByHeat(model, *heat, FreeOrder(model));
+    if (heat && !heat->targets.empty())
+      options.hot = ByHeat(model, recent ? WithRecent(*heat) : *heat, FreeOrder(model));
   } catch (const Error& error) {
     if (heat_) throw;
     options.on_note(fmt::format("{}; neurons count as equally hot", error.what()));

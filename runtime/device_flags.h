@@ -16,13 +16,16 @@ class DeviceFlags {
   void Check() const;  // throws UsageError for what is no device and no size
   // A device for one engine of the model whose generated rows read that of FFNs, or none. Throws Error where the one
   // named is not there, or the placement is none, or counts on other heat.
-  DeviceOptions Open(const GgufFile& file, const Model& model, FfnMode ffn) const;
+  // recent: what chat learned lately decides as well what is hot.
+  DeviceOptions Open(const GgufFile& file, const Model& model, FfnMode ffn, bool recent = false) const;
+  // The .heat file that --heat names, or the one beside the model.
+  std::filesystem::path HeatFile(const GgufFile& file) const;
 
  private:
   DeviceOptions OpenDevice() const;
   // Of the .heat file; nullopt where there is none. Throws Error.
   std::optional<Heat> ReadHeatOf(const GgufFile& file, const Model& model) const;
-  void Place(const GgufFile& file, const Model& model, FfnMode ffn, DeviceOptions& options) const;
+  void Place(const GgufFile& file, const Model& model, FfnMode ffn, bool recent, DeviceOptions& options) const;
 
   std::optional<std::string> gpu_, vram_, placement_, heat_;
 };

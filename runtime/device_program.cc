@@ -92,7 +92,7 @@ class Lowering {
         merge.head_dim = config_.head_dim;
         break;
       }
-      case OpKind::kGatedAct:
+      case OpKind::kGatedAct: CountFirings(op); [[fallthrough]];
       case OpKind::kAct: {
         DeviceOp& act = Emit(op.kind == OpKind::kAct ? DeviceOpKind::kAct : DeviceOpKind::kGatedAct, op);
         act.in = Columns(op.in, op.begin, op.end - op.begin);
@@ -126,6 +126,17 @@ class Lowering {
         break;
       }
     }
+  }
+
+  // Not in a streamed program, whose rows are all of prompts.
+  void CountFirings(const Op& op) {
+    const DeviceMap::Counter counter = map_.counters.empty() ? DeviceMap::Counter{} : map_.counters[op.layer];
+    if (counter.n == 0 || !pieces_.empty()) return;
+    DeviceOp& count = Emit(DeviceOpKind::kCountFirings, op);
+    count.in = Columns(op.in, op.begin, op.end - op.begin);
+    count.activation = op.activation;
+    count.vector = counter.level;
+    count.counts = counter.counts;
   }
 
   // By the weights that the device holds, then by what is streamed.

@@ -15,6 +15,12 @@ struct DeviceMap {
   std::array<DeviceRows, static_cast<size_t>(Slot::kCount)> slots{};
   std::vector<DeviceMatrix> matrices;  // by WeightId
   std::vector<DeviceAddress> vectors;  // by WeightId
+  // Where gated FFNs count which of their neurons fire, by layer, above which level; n = 0: it is not counted.
+  struct Counter {
+    DeviceAddress counts = 0, level = 0;
+    int n = 0;  // neurons [0, n) of the layer's order
+  };
+  std::vector<Counter> counters;
   struct Rope {
     const Op* op;  // the first that rotates by these frequencies
     DeviceAddress frequencies;

@@ -50,6 +50,18 @@ void PlaceWeights(const Device& device, const Model& half, Places& places, Devic
     map.ropes.push_back({op, places.Next(half.config.rope_dims / 2 * static_cast<int64_t>(sizeof(double))), {}});
 }
 
+// The counters come first, one behind the other, then the levels.
+void PlaceCounters(const Model& half, Places& places, DeviceMap& map) {
+  map.counters.assign(static_cast<size_t>(half.config.n_layer), {});
+  for (const Op& op : half.program.ops)
+    if (op.kind == OpKind::kGatedAct) {
+      CHECK(op.begin == 0);
+      map.counters[op.layer] = {places.Next(op.end * static_cast<int64_t>(sizeof(uint32_t))), 0, op.end};
+    }
+  for (DeviceMap::Counter& counter : map.counters)
+    if (counter.n > 0) counter.level = places.Next(sizeof(float));
+}
+
 using UsedSlots = std::array<bool, static_cast<size_t>(Slot::kCount)>;
 
 void FindUsed(const Program& program, UsedSlots& used) {
@@ -95,6 +107,25 @@ int64_t PieceBytes(const Device& device, const StreamedModel& streamed) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
+// Makes the panels of a weight; by several threads at once.
+class PanelPacker {
+ public:
+  PanelPacker(const Weight& weight, const DeviceMatrix& to, Isa isa) : weight_(weight), to_(to), isa_(isa) {}
+  int64_t n_panels() const { return (to_.n + kPanelRows - 1) / kPanelRows; }
+  int64_t panel_bytes() const { return PackedBytes(to_.type, kPanelRows, to_.k); }
+  void Pack(int64_t panel, uint8_t* out) const {
+    std::vector<uint8_t> scratch;
+    const int64_t first = panel * kPanelRows, n = std::min<int64_t>(kPanelRows, to_.n - first);
+    const FileRows rows = RowsAs(to_.type, weight_, first, n, weight_.first_k, to_.k, scratch);
+    PackPanelRun(to_.type, rows, n, to_.k, 0, 1, isa_, out);
+  }
+
+ private:
+  const Weight& weight_;
+  const DeviceMatrix& to_;
+  const Isa isa_;
+};
+
 }  // namespace
 
 DeviceBytes DeviceSide::BytesFor(const Device& device, const SplitModel& split, const StreamedModel* streamed,
@@ -103,8 +134,14 @@ DeviceBytes DeviceSide::BytesFor(const Device& device, const SplitModel& split, 
   Places weights(0), rows(0);
   PlaceWeights(device, streamed ? streamed->split.device : split.device, weights, map);
   PlaceRows(split, streamed, limits.max_rows, rows, map);
-  DeviceBytes bytes{weights.bytes(), rows.bytes(), 0, streamed ? kPiecesAtOnce * PieceBytes(device, *streamed) : 0};
+  DeviceBytes bytes{.weights = weights.bytes(), .rows = rows.bytes()};
+  if (streamed) bytes.streamed = kPiecesAtOnce * PieceBytes(device, *streamed);
   for (int kind = 0; kind < kLayerKinds; ++kind) bytes.kv += KvBytes(split.device.config, layout, kind, limits);
+  if (limits.count_firings) {
+    Places counters(0);
+    PlaceCounters(split.device, counters, map);
+    bytes.counters = counters.bytes();
+  }
   return bytes;
 }
 
@@ -117,7 +154,10 @@ DeviceSide::DeviceSide(Device& device, const SplitModel& split, const StreamedMo
     kv_[kind] = device.Allocate(KvBytes(half.config, layout, kind, limits), "keys and values");
   rows_ = device.Allocate(bytes.rows, "one step");
   weights_ = device.Allocate(bytes.weights, "the weights");
-  Places weights(weights_.address()), rows(rows_.address());
+  counters_ = device.Allocate(bytes.counters, "counts of firing neurons");
+  counts_.resize(static_cast<size_t>(bytes.counters) / sizeof(uint32_t));
+  Places weights(weights_.address()), rows(rows_.address()), counters(counters_.address());
+  if (bytes.counters > 0) PlaceCounters(half, counters, map_);
   PlaceWeights(device, Resident(), weights, map_);
   PlaceRows(split, streamed, limits.max_rows, rows, map_);
   MakeChannels(limits);
@@ -206,29 +246,77 @@ void DeviceSide::Load(const GgufFile& file, Team& team, Isa isa, const std::func
 
 void DeviceSide::Upload(const Weight& weight, const DeviceMatrix& to, Team& team, Isa isa,
                         const std::function<void(int64_t)>& progress) {
-  const int64_t n_panels = (to.n + kPanelRows - 1) / kPanelRows, bytes = PackedBytes(to.type, to.n, to.k);
-  const int64_t panel_bytes = PackedBytes(to.type, kPanelRows, to.k);
+  const PanelPacker packer(weight, to, isa);
+  const int64_t n_panels = packer.n_panels(), bytes = PackedBytes(to.type, to.n, to.k);
+  const int64_t panel_bytes = packer.panel_bytes();
   const int64_t together = std::max<int64_t>(1, kUploadBytes / panel_bytes);
   const Buffer panels(std::min(together, n_panels) * panel_bytes, "the weights");
   for (int64_t begin = 0; begin < n_panels; begin += together) {
     const int64_t end = std::min(begin + together, n_panels);
     team.Run([&](Team::Member& member) {
-      member.For(end - begin, 1, [&](int64_t i, int64_t) {
-        std::vector<uint8_t> scratch;
-        const int64_t first = (begin + i) * kPanelRows, n = std::min<int64_t>(kPanelRows, to.n - first);
-        const FileRows rows = RowsAs(to.type, weight, first, n, weight.first_k, to.k, scratch);
-        PackPanelRun(to.type, rows, n, to.k, 0, 1, isa, panels.data() + i * panel_bytes);
-      });
+      member.For(end - begin, 1, [&](int64_t i, int64_t) { packer.Pack(begin + i, panels.data() + i * panel_bytes); });
     });
     device_.UploadPanels(to, begin, end, panels.data());
     progress(std::min(end * panel_bytes, bytes) - begin * panel_bytes);
   }
 }
 
+std::optional<StagedDeviceFfn> DeviceSide::StageFfn(const Model& half, int layer, Isa isa,
+                                                    const std::atomic<bool>& stop) const {
+  StagedDeviceFfn staged;
+  for (const WeightId id : OrderedWeights(half, layer)) {
+    const Weight& weight = half.weights[id];
+    if (weight.n == 0) continue;
+    if (!weight.matrix) {
+      staged.vectors.emplace_back(id, VectorOf(weight));
+      continue;
+    }
+    const DeviceMatrix& to = map_.matrices[id];
+    CHECK(to.type == weight.type() && to.n == weight.n && to.k == weight.k);
+    Buffer packed(PackedBytes(to.type, to.n, to.k), "an FFN in another order");
+    const PanelPacker packer(weight, to, isa);
+    for (int64_t i = 0; i < packer.n_panels(); ++i) {
+      if (stop) return std::nullopt;
+      packer.Pack(i, packed.data() + i * packer.panel_bytes());
+    }
+    staged.matrices.push_back({id, std::move(packed)});
+  }
+  return staged;
+}
+
+void DeviceSide::ReplaceFfn(const StagedDeviceFfn& staged) {
+  for (const StagedDeviceFfn::Panels& panels : staged.matrices) {
+    const DeviceMatrix& to = map_.matrices[panels.id];
+    device_.UploadPanels(to, 0, (to.n + kPanelRows - 1) / kPanelRows, panels.packed.data());
+  }
+  for (const auto& [id, values] : staged.vectors)
+    device_.Upload(map_.vectors[id],
+                   {reinterpret_cast<const uint8_t*>(values.data()), values.size() * sizeof values[0]});
+}
+
 std::array<uint64_t, kLayerKinds> DeviceSide::kv_memory() const {
   std::array<uint64_t, kLayerKinds> memory{};
   for (int kind = 0; kind < kLayerKinds; ++kind) memory[kind] = kv_[kind].address();
   return memory;
+}
+
+void DeviceSide::SetLevels(std::span<const float> levels) {
+  for (size_t layer = 0; layer < map_.counters.size(); ++layer)
+    if (map_.counters[layer].n > 0)
+      device_.Upload(map_.counters[layer].level,
+                     {reinterpret_cast<const uint8_t*>(&levels[layer]), sizeof levels[layer]});
+}
+
+void DeviceSide::AddFired(std::vector<std::vector<uint32_t>>& fired) {
+  if (counts_.empty()) return;
+  std::vector<uint32_t> now(counts_.size());
+  device_.Download({reinterpret_cast<uint8_t*>(now.data()), now.size() * sizeof now[0]}, counters_.address());
+  for (size_t layer = 0; layer < map_.counters.size(); ++layer) {
+    const DeviceMap::Counter& counter = map_.counters[layer];
+    const size_t first = (counter.counts - counters_.address()) / sizeof(uint32_t);
+    for (int i = 0; i < counter.n; ++i) fired[layer][i] += now[first + i] - counts_[first + i];
+  }
+  counts_ = std::move(now);
 }
 
 void DeviceSide::Begin(const StepView& step) {

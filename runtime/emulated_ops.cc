@@ -35,6 +35,7 @@ class EmulatedOps final : public DeviceOpExecutor {
   // y (+)= W x for n_rows rows of x; prompt: by row.
   void Multiply(const DeviceMatrix& matrix, const float* x, int64_t x_stride, int64_t n_rows, bool accumulate, float* y,
                 int64_t y_stride, const std::function<bool(int64_t)>& is_prompt);
+  void CountFirings(const DeviceOp& op, const DeviceStep& step);
   void StoreKv(const DeviceOp& op, const DeviceStep& step);
   void Attend(const DeviceOp& op, const DeviceStep& step);
   uint8_t* Quantized(int64_t row, int64_t k) const { return quantized_.data() + row * ActivationRowBytes(k); }
@@ -45,6 +46,7 @@ class EmulatedOps final : public DeviceOpExecutor {
   Buffer quantized_;  // (max_rows) of ActivationRowBytes(K)
   Buffer padded_;     // (max_rows) of the largest K whose input is narrower
   Buffer logits_;     // (kLogitRows, n_vocab)
+  Buffer activated_;  // (neurons): of the row whose firings are counted
   std::unique_ptr<KvLayout> layout_;
   std::unique_ptr<Attention> attention_;
   std::vector<SpanView> spans_;
@@ -52,7 +54,7 @@ class EmulatedOps final : public DeviceOpExecutor {
 };
 
 void EmulatedOps::Prepare(std::span<const DeviceOp> ops, const DeviceLimits& limits) {
-  int64_t k = 0, logit_floats = 0;
+  int64_t k = 0, logit_floats = 0, n_gates = 0;
   for (const DeviceOp& op : ops) {
     for (int i = 0; i < op.n_projections; ++i) {
       const DeviceMatrix& w = op.projections[i].w;
@@ -64,12 +66,14 @@ void EmulatedOps::Prepare(std::span<const DeviceOp> ops, const DeviceLimits& lim
       if (op.kind == DeviceOpKind::kLogits)
         logit_floats = kLogitRows * ((w.n + kPanelRows - 1) / kPanelRows * kPanelRows);
     }
+    if (op.kind == DeviceOpKind::kCountFirings) n_gates = std::max<int64_t>(n_gates, op.in.width);
     if ((op.kind == DeviceOpKind::kAttention || op.kind == DeviceOpKind::kAttentionState) && !attention_)
       PrepareAttention(op, limits.max_rows);
   }
   quantized_ = Buffer(limits.max_rows * ActivationRowBytes(k), "one step");
   padded_ = Buffer(k * static_cast<int64_t>(sizeof(float)), "one step");
   logits_ = Buffer(logit_floats * static_cast<int64_t>(sizeof(float)), "one step");
+  activated_ = Buffer(n_gates * static_cast<int64_t>(sizeof(float)), "one step");
   spans_.reserve(limits.max_spans);
   pages_.reserve(int64_t{limits.max_spans} * limits.max_pages);
 }
@@ -125,6 +129,7 @@ void EmulatedOps::Run(const DeviceOp& op, const DeviceStep& step) {
       for (int64_t row = 0; row < n_rows; ++row)
         ops_.act(Row(op.in, row), op.in.width, op.activation, Row(op.out, row));
       break;
+    case DeviceOpKind::kCountFirings: CountFirings(op, step); break;
     case DeviceOpKind::kStoreKv: StoreKv(op, step); break;
     case DeviceOpKind::kAttention:
     case DeviceOpKind::kAttentionState: Attend(op, step); break;
@@ -191,6 +196,16 @@ void EmulatedOps::Logits(const DeviceOp& op, const DeviceStep& step) {
       std::copy_n(logits_.as<float>() + row * stride, to.w.n, out);
       if (to.bias) ops_.add(Floats(to.bias), static_cast<int>(to.w.n), out);
     }
+  }
+}
+
+void EmulatedOps::CountFirings(const DeviceOp& op, const DeviceStep& step) {
+  auto* counts = reinterpret_cast<uint32_t*>(op.counts);
+  float* activated = activated_.as<float>();
+  for (int64_t row = 0; row < std::ssize(step.positions); ++row) {
+    if (step.prompt[row]) continue;
+    ops_.act(Row(op.in, row), op.in.width, op.activation, activated);
+    for (int i = 0; i < op.in.width; ++i) counts[i] += !(std::abs(activated[i]) <= *Floats(op.vector));
   }
 }
 

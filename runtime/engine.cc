@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "cpu/isa.h"
 #include "cpu/team.h"
@@ -61,6 +62,10 @@ struct Engine::Impl {
   [[noreturn]] void LoseDevice(const std::string& because);
   // Goes on with the CPU alone.
   void Reload();
+  GgufFile OpenAgain() const;
+  void CheckSame(const GgufFile& file) const;
+  void CollectFirings();
+  bool Reorder(int layer, std::shared_ptr<const NeuronOrder> order, const std::atomic<bool>& stop);
 
   EngineOptions options;
   ModelConfig config;
@@ -73,6 +78,15 @@ struct Engine::Impl {
   bool lost = false;                      // the device, and no Reload since
   int streamed_rows = INT_MAX;            // steps of so many rows, all of prompts, are streamed
   std::unique_ptr<CpuExecutor> executor;  // null only where a Reload failed, until one succeeds
+  // The file as Reorder reads it, open from the first time on.
+  struct Source {
+    explicit Source(GgufFile opened) : file(std::move(opened)), model(Model::FromGguf(file)) {}
+    GgufFile file;
+    Model model;
+  };
+  std::unique_ptr<Source> source;
+  Firings firings;                               // collected
+  std::vector<std::vector<uint32_t>> cpu_fired;  // by layer, as they were when they were collected
   std::optional<KvCache> kv;
   std::vector<bool> in_use;  // by sequence
   std::function<void()> step_hook;
@@ -104,7 +118,7 @@ Engine::Impl::Impl(const GgufFile& file, const Model& model, const EngineOptions
 void Engine::Impl::Load(const GgufFile& file, const Model& model) {
   const Isa isa = ChooseIsa();
   hybrid = Hybrid::Load(file, model, team, isa, options.device, options.kv_types,
-                        {n_ctx, options.max_sequences, kMaxBatchRows}, options.load);
+                        {n_ctx, options.max_sequences, kMaxBatchRows, options.load.count_firings}, options.load);
   if (!hybrid && (options.device.device || lost)) {  // what was counted on the device's memory must fit without it
     EngineOptions without = options;
     without.device = {};
@@ -119,6 +133,7 @@ void Engine::Impl::Load(const GgufFile& file, const Model& model) {
                                            hybrid ? hybrid->streamed_program() : nullptr);
   kv.emplace(config, layout, n_ctx, options.max_sequences, kMaxBatchRows, options.page_seed,
              hybrid ? hybrid->side().kv_memory() : std::array<uint64_t, kLayerKinds>{});
+  cpu_fired.assign(static_cast<size_t>(config.n_layer), {});
   streamed_rows = INT_MAX;
   if (!hybrid || !hybrid->streamed_program()) return;
   if (options.device.stream.min_rows > 0)
@@ -260,11 +275,64 @@ void Engine::Impl::LoseDevice(const std::string& because) {
   throw SequencesLost("the device was lost ({}): this request failed; the next one runs on the CPU alone", because);
 }
 
-void Engine::Impl::Reload() {
-  const GgufFile file = options.reopen ? options.reopen() : GgufFile::Open(path);
+GgufFile Engine::Impl::OpenAgain() const {
+  GgufFile file = options.reopen ? options.reopen() : GgufFile::Open(path);
+  CheckSame(file);
+  return file;
+}
+
+void Engine::Impl::CheckSame(const GgufFile& file) const {
   if (file.Identity() != identity)
-    throw Error(
-        "{}: the file has changed since it was loaded, and weights are missing that the device held; start anew", path);
+    throw Error("{}: the file has changed since it was loaded, and more of it is needed; start anew", path);
+}
+
+void Engine::Impl::CollectFirings() {
+  if (!options.load.count_firings || !executor) return;
+  const auto n_layer = static_cast<size_t>(config.n_layer), n_ff = static_cast<size_t>(config.n_ff);
+  std::vector<std::vector<uint32_t>> now(n_layer, std::vector<uint32_t>(n_ff));  // in the order that they stand in
+  if (hybrid && !lost) {
+    try {
+      hybrid->side().AddFired(now);
+    } catch (const DeviceError&) {  // the next step will say so
+    }
+  }
+  firings.fired.resize(n_layer, std::vector<uint32_t>(n_ff));
+  for (size_t layer = 0; layer < n_layer; ++layer) {
+    const std::span<const uint32_t> fired = executor->fired(static_cast<int>(layer));
+    std::vector<uint32_t>& before = cpu_fired[layer];
+    before.resize(fired.size());
+    for (size_t i = 0; i < fired.size(); ++i) now[layer][n_ff - fired.size() + i] += fired[i] - before[i];
+    before.assign(fired.begin(), fired.end());
+    const NeuronOrder* order = nullptr;
+    if (hybrid && !hybrid->placement().orders.empty()) order = hybrid->placement().orders[layer].get();
+    for (size_t i = 0; i < n_ff; ++i) firings.fired[layer][order ? (*order)[i] : i] += now[layer][i];
+  }
+}
+
+bool Engine::Impl::Reorder(int layer, std::shared_ptr<const NeuronOrder> order, const std::atomic<bool>& stop) {
+  CHECK(hybrid && !lost && order->size() == config.n_ff);
+  if (!source) source = std::make_unique<Source>(OpenAgain());
+  Placement placement = hybrid->placement();
+  placement.orders.resize(placement.layers.size());
+  placement.orders[layer] = order;
+  const SplitModel split = Split(source->model, placement);
+  std::optional<StagedFfn> cpu = executor->StageFfn(split.cpu, layer, stop);
+  if (!cpu) return false;
+  const std::optional<StagedDeviceFfn> device = hybrid->side().StageFfn(split.device, layer, ChooseIsa(), stop);
+  if (!device) return false;
+  source->file.CheckIntact();
+  CheckSame(source->file);  // somebody may have written into it
+  CollectFirings();         // which count in the order of before
+  hybrid->side().ReplaceFfn(*device);
+  executor->ReplaceFfn(std::move(*cpu));
+  hybrid->SetOrder(layer, std::move(order));
+  return true;
+}
+
+void Engine::Impl::Reload() {
+  const GgufFile file = OpenAgain();
+  CollectFirings();
+  source.reset();
   executor.reset();
   hybrid.reset();
   options.device = {};
@@ -278,6 +346,7 @@ void Engine::Impl::Reload() {
 void Engine::Impl::Step(const Batch& batch) {
   if (lost) Reload();
   CollectSpans(batch);
+  firings.tokens += std::count(prompt.begin(), prompt.end(), 0);
   bool finished = false;
   try {
     finished = RunHalves(View());
@@ -311,6 +380,11 @@ void Engine::SetInputTap(InputTap tap) { impl_->executor->SetInputTap(std::move(
 void Engine::SetNeuronLevels(std::span<const float> levels) {
   impl_->levels.assign(levels.begin(), levels.end());
   if (impl_->executor) impl_->executor->SetNeuronLevels(levels);
+  if (!impl_->hybrid || impl_->lost) return;
+  try {
+    impl_->hybrid->side().SetLevels(levels);
+  } catch (const DeviceError&) {  // the next step will say so
+  }
 }
 void Engine::SetPredictorLevels(std::span<const float> levels) {
   impl_->predictor_levels.assign(levels.begin(), levels.end());
@@ -321,6 +395,16 @@ void Engine::SetAudit(int64_t every) {
   if (impl_->executor) impl_->executor->SetAudit(every);
 }
 FfnAudit Engine::TakeAudit() { return impl_->executor ? impl_->executor->TakeAudit() : FfnAudit{}; }
+Firings Engine::TakeFirings() {
+  impl_->CollectFirings();
+  return std::exchange(impl_->firings, {});
+}
+bool Engine::CanReorder() const {
+  return impl_->hybrid && !impl_->lost && impl_->options.load.ffn != FfnMode::kPredicted;
+}
+bool Engine::Reorder(int layer, std::shared_ptr<const NeuronOrder> order, const std::atomic<bool>& stop) {
+  return impl_->Reorder(layer, std::move(order), stop);
+}
 NeuronCount Engine::TakeNeuronCount() { return impl_->executor ? impl_->executor->TakeNeuronCount() : NeuronCount{}; }
 int64_t Engine::weight_bytes() const { return impl_->executor->weight_bytes(); }
 int64_t Engine::kv_bytes_in_use() const { return impl_->kv->bytes_in_use(); }

@@ -15,6 +15,7 @@
 #include "models/kv_layout.h"
 #include "models/model.h"
 #include "models/tokenizer.h"
+#include "predictor/recent_heat.h"
 #include "runtime/hybrid.h"
 
 namespace thermocline {
@@ -111,6 +112,17 @@ class Engine {
   // stay as they are.
   void SetAudit(int64_t every);
   FfnAudit TakeAudit();  // of the rows since the last call
+
+  // Of all generated rows since the last call, where FFNs stand in bundles and LoadOptions::count_firings says so.
+  Firings TakeFirings();
+  // Whether Reorder can do anything: a device computes beside the CPU, and no predictor names neurons.
+  bool CanReorder() const;
+  // Between steps, from any one thread: puts the neurons of a layer into another order, from the first of which on the
+  // device has as many as before. `order` holds down in the type in which it is held now. Keys and values stay. Reads
+  // the file again, and takes memory for the layer meanwhile. False where `stop` became true before anything was
+  // changed. Throws Error where the file is gone or another one, or memory does not suffice; nothing has changed then.
+  // Throws DeviceError when the device is lost, as the next Step says, too.
+  bool Reorder(int layer, std::shared_ptr<const NeuronOrder> order, const std::atomic<bool>& stop);
 
   // What generated rows read of FFNs that are not dense (LoadOptions::ffn) since the last call.
   NeuronCount TakeNeuronCount();

@@ -185,6 +185,8 @@ std::string DescribeHeat(const Heat& heat) {
                       100 * active.mean, 100 * active.min, 100 * active.max);
   text += fmt::format("make 80 % of activations   {:5.1f} % of the neurons (by layer {:.1f} to {:.1f} %)\n",
                       100 * hottest.mean, 100 * hottest.min, 100 * hottest.max);
+  if (!heat.recent.fired.empty())
+    text += fmt::format("chat has learned from      {:5.0f} recent tokens\n", heat.recent.tokens);
   for (const ThresholdPoint& point : heat.thresholds)
     text +=
         fmt::format("without {:2.0f} %               {:+5.2f} % perplexity\n", 100 * point.sparsity, 100 * point.rise);

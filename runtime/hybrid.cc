@@ -20,6 +20,11 @@ Hybrid::Hybrid(std::shared_ptr<Device> device, const Model& model, Placement pla
       split_(Split(model, placement_)),
       layout_(LayoutOf(placement_, model.config, kv_types)) {}
 
+void Hybrid::SetOrder(int layer, std::shared_ptr<const NeuronOrder> order) {
+  placement_.orders.resize(placement_.layers.size());
+  placement_.orders[layer] = std::move(order);
+}
+
 DeviceBytes Hybrid::Bytes(const StepLimits& limits) const {
   return DeviceSide::BytesFor(*device_, split_, streamed(), layout_, limits);
 }

@@ -43,6 +43,8 @@ class Hybrid {
   const KvLayout& kv_layout() const { return layout_; }
   const Placement& placement() const { return placement_; }
   DeviceSide& side() { return *side_; }
+  // What both sides hold of the layer's FFN now.
+  void SetOrder(int layer, std::shared_ptr<const NeuronOrder> order);
   std::string LostBecause() const { return device_->LostBecause(); }
 
  private:

@@ -5,13 +5,12 @@
 #include <cmath>
 #include <filesystem>
 
-#include "cpu/isa.h"
 #include "cpu/team.h"
-#include "cpu/vector_ops.h"
 #include "models/check.h"
 #include "models/error.h"
 #include "models/hash.h"
 #include "models/limits.h"
+#include "runtime/activation_rows.h"
 #include "runtime/progress.h"
 
 namespace thermocline {
@@ -31,25 +30,14 @@ int64_t LevelTokens(const Heat& heat, int64_t n_tokens) {
 class Counter {
  public:
   Counter(Engine& engine, const Model& model, Heat& heat)
-      : engine_(engine),
-        heat_(heat),
-        ops_(VectorOpsFor(ChooseIsa())),
-        team_(engine.n_threads()),
-        rows_(heat.layers.size(), std::vector<float>(static_cast<size_t>(kRows * heat.n_ff))) {
-    engine.SetInputTap([this](const Op& op, int64_t row, std::span<const float> x) {
-      if (op.kind != OpKind::kGatedAct && op.kind != OpKind::kAct) return;
-      ops_.act(x.data(), static_cast<int>(heat_.n_ff), op.activation, rows_[op.layer].data() + row * heat_.n_ff);
-    });
-    for (const Op& op : model.program.ops)
-      n_acts_ += (op.kind == OpKind::kGatedAct || op.kind == OpKind::kAct) && op.layer >= 0;
-    CHECK(n_acts_ == std::ssize(heat.layers));
+      : heat_(heat), team_(engine.n_threads()), rows_(engine, model, kRows) {
+    CHECK(rows_.n_layer() == std::ssize(heat.layers));
   }
-  ~Counter() { engine_.SetInputTap({}); }
 
   // Of the n rows that the engine has just run.
   void Count(int n, bool levels_known) {
     team_.Run([&](Team::Member& member) {
-      member.For(std::ssize(rows_), 1, [&](int64_t layer, int64_t) { CountLayer(layer, n, levels_known); });
+      member.For(rows_.n_layer(), 1, [&](int64_t layer, int64_t) { CountLayer(layer, n, levels_known); });
     });
     heat_.n_tokens += n;
     if (levels_known) heat_.n_counted += n;
@@ -61,7 +49,7 @@ class Counter {
  private:
   void CountLayer(int64_t index, int n, bool levels_known) {
     LayerHeat& layer = heat_.layers[static_cast<size_t>(index)];
-    const std::vector<float>& rows = rows_[static_cast<size_t>(index)];
+    const float* rows = rows_.row(static_cast<int>(index), 0);
     const int64_t n_ff = heat_.n_ff;
     bool numbers = true;
     for (int64_t i = 0; i < n * n_ff; ++i) {
@@ -71,7 +59,7 @@ class Counter {
     if (!numbers) layer.sum_abs[0] = NAN;
     if (!levels_known) return;
     for (int row = 0; row < n; ++row) {
-      const float* x = rows.data() + row * n_ff;
+      const float* x = rows + row * n_ff;
       for (int64_t i = 0; i < n_ff; ++i) layer.sum_abs[i] += std::abs(x[i]);
       for (size_t target = 0; target < layer.levels.size(); ++target) {
         double* fired = layer.fired.data() + static_cast<int64_t>(target) * n_ff;
@@ -80,12 +68,9 @@ class Counter {
     }
   }
 
-  Engine& engine_;
   Heat& heat_;
-  const VectorOps& ops_;
   Team team_;
-  std::vector<std::vector<float>> rows_;  // by layer (kRows, n_ff): activations
-  int64_t n_acts_ = 0;
+  ActivationRows rows_;
 };
 
 }  // namespace
@@ -96,16 +81,9 @@ uint64_t TextHash(std::span<const TokenId> tokens) {
   return hash.value();
 }
 
-Heat BeginHeat(const GgufFile& file, const Model& model, std::span<const TokenId> tokens) {
-  if (std::ssize(tokens) < kMinTokens)
-    throw Error("the text has {} tokens; to learn from, it needs {}, and some thousands are better", tokens.size(),
-                kMinTokens);
-  if (std::ssize(tokens) > kMaxHeatTokens)
-    throw Error("the text has {} tokens, more than the {} that are counted; take a part of it", tokens.size(),
-                kMaxHeatTokens);
+Heat EmptyHeat(const GgufFile& file, const Model& model) {
   Heat heat;
   heat.identity = file.Identity();
-  heat.text_hash = TextHash(tokens);
   heat.model = std::filesystem::path(file.path()).stem().string();
   heat.activation = model.config.arch.activation;
   heat.n_ff = model.config.n_ff;
@@ -116,6 +94,18 @@ Heat BeginHeat(const GgufFile& file, const Model& model, std::span<const TokenId
                                                                  .fired = std::vector<double>(n_targets * n_ff),
                                                                  .sum_abs = std::vector<double>(n_ff),
                                                                  .histogram = std::vector<double>(kHeatBins)});
+  return heat;
+}
+
+Heat BeginHeat(const GgufFile& file, const Model& model, std::span<const TokenId> tokens) {
+  if (std::ssize(tokens) < kMinTokens)
+    throw Error("the text has {} tokens; to learn from, it needs {}, and some thousands are better", tokens.size(),
+                kMinTokens);
+  if (std::ssize(tokens) > kMaxHeatTokens)
+    throw Error("the text has {} tokens, more than the {} that are counted; take a part of it", tokens.size(),
+                kMaxHeatTokens);
+  Heat heat = EmptyHeat(file, model);
+  heat.text_hash = TextHash(tokens);
   return heat;
 }
 

@@ -15,6 +15,9 @@ inline constexpr int kProfileContext = 512;  // tokens; the text is read in piec
 
 uint64_t TextHash(std::span<const TokenId> tokens);
 
+// A heat that nothing was read for.
+Heat EmptyHeat(const GgufFile& file, const Model& model);
+
 // A heat that has counted nothing of the text yet. Throws Error where the text is too short to learn from, or too long
 // to count.
 Heat BeginHeat(const GgufFile& file, const Model& model, std::span<const TokenId> tokens);

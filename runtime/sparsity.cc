@@ -22,6 +22,7 @@ bool HardlyAnySilent(const GgufFile& file, const Model& model) {
   if (!std::filesystem::exists(path, error)) return false;
   try {
     const Heat heat = ReadHeat(path, file, model.config);
+    if (!heat.profiled()) return false;
     double silent = 0;
     for (size_t i = 0; i < heat.layers.size(); ++i) silent += 1 - heat.ActiveShare(static_cast<int>(i), 0);
     return silent < kWorthSkipping * static_cast<double>(heat.layers.size());

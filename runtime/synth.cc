@@ -42,6 +42,8 @@ constexpr size_t kBufferBytes = 4 << 20;
 // units is the neuron's own.
 constexpr int kRanges = 8, kTopics = 8;
 constexpr double kOwnUnits = 0.1;
+// With kTopics tokens of a kind have this share of their embedding in common.
+constexpr double kSharedUnits = 0.25;
 
 class Random {  // SplitMix64
  public:
@@ -127,6 +129,7 @@ class Synthesizer {
   void PrepareGates(const SynthTensor& tensor);
   void FillGate(const SynthTensor& tensor, int64_t neuron, uint8_t* out);
   const Pool& PoolOf(const SynthTensor& tensor, int n_zeros);
+  bool IsWord(int64_t token) const;
 
   const SynthOptions& options_;
   const SynthShape& shape_;
@@ -274,12 +277,23 @@ void Synthesizer::FillRow(const SynthTensor& tensor, int64_t row, uint8_t* out) 
   const Pool& pool = PoolOf(tensor, writes_constant ? unit : 0);
   const Pool& last_pool = planted_ && tensor.kind == Kind::kFromState ? PoolOf(tensor, kConstants) : pool;
   const int64_t n_units = tensor.k / unit;
+  const bool has_topic = tensor.kind == Kind::kEmbedding && planted_ && options_.heat == PlantedHeat::kTopics;
+  const auto n_shared = static_cast<int64_t>(has_topic ? kSharedUnits * static_cast<double>(n_units) : 0);
+  Random of_topic = RandomOf(options_.seed, has_topic && IsWord(row) ? "words" : "others");
   for (int64_t i = 0; i < n_units; ++i, out += unit_bytes)
-    std::memcpy(out, (i + 1 < n_units ? pool : last_pool).Draw(random_), unit_bytes);
+    std::memcpy(out, (i + 1 < n_units ? pool : last_pool).Draw(i < n_shared ? of_topic : random_), unit_bytes);
   if (planted_ && tensor.kind == Kind::kEmbedding) {
     const std::vector<float> ones(kConstants, 1);
     Quantize(tensor.type, ones.data(), nullptr, kConstants, out - unit_bytes);
   }
+}
+
+// Small letters alone, but for the mark of a space in front.
+bool Synthesizer::IsWord(int64_t token) const {
+  std::string_view text = vocabulary_.FindArray("tokenizer.ggml.tokens", GgufArray::Kind::kString)->strings[token];
+  for (const std::string_view space : {"\u0120", "\u2581"})  // of byte-level BPE, of SentencePiece
+    if (text.starts_with(space)) text.remove_prefix(space.size());
+  return !text.empty() && std::ranges::all_of(text, [](char c) { return c >= 'a' && c <= 'z'; });
 }
 
 void Synthesizer::PrepareGates(const SynthTensor& tensor) {
@@ -337,6 +351,7 @@ std::string_view Name(PlantedHeat heat) {
     case PlantedHeat::kFlat: return "flat";
     case PlantedHeat::kZipf: return "zipf";
     case PlantedHeat::kSorted: return "sorted";
+    case PlantedHeat::kTopics: return "topics";
   }
   return "";
 }

@@ -31,6 +31,7 @@ enum class PlantedHeat : uint8_t {
   kFlat,    // not at all
   kZipf,    // the r-th fires in proportion to 1 / r, though none more than 98 % of the time where that is possible
   kSorted,  // the same, and they stand in this order, as `quantize --heat` leaves them
+  kTopics,  // as kZipf over all tokens, but who is hot depends on the kind of token: words in small letters, and others
 };
 
 std::string_view Name(PlantedHeat heat);

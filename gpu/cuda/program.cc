@@ -146,6 +146,9 @@ void Program::EnqueueOp(const Queue& queue, size_t i, const StepShape& shape) co
     case DeviceOpKind::kGatedAct: return LaunchAct(queue, in, in2, op.activation, op.out.width, out, rounded, n_rows);
     case DeviceOpKind::kAct:
       return LaunchAct(queue, in, ConstRows(), op.activation, op.out.width, out, rounded, n_rows);
+    case DeviceOpKind::kCountFirings:
+      return LaunchCountFirings(queue, in, op.activation, op.in.width, Floats(op.vector), step_.prompt,
+                                reinterpret_cast<uint32_t*>(op.counts), n_rows);
     case DeviceOpKind::kStoreKv: return LaunchStoreKv(queue, Tables(shape), PlaceOf(op), in, in2);
     case DeviceOpKind::kAttention:
     case DeviceOpKind::kAttentionState: return EnqueueAttention(queue, op, shape);

@@ -113,6 +113,20 @@ __global__ void AddKernel(ConstRows x, int n, Rows out) {
   if (i < n) out.data[blockIdx.y * out.stride + i] += x.data[blockIdx.y * x.stride + i];
 }
 
+// A thread per neuron: nobody else writes its count.
+__global__ void CountFiringsKernel(ConstRows gate, Activation activation, int n, const float* level,
+                                   const uint8_t* prompt, uint32_t* counts, int n_rows) {
+  Begin();
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  uint32_t fired = 0;
+  for (int row = 0; row < n_rows; ++row) {
+    if (prompt[row]) continue;
+    fired += !(fabsf(Activate(gate.data[row * gate.stride + i], activation)) <= *level);
+  }
+  counts[i] += fired;
+}
+
 // limits[row] = twice the mean over the row's groups of the squared largest value, or -1 where all have a lo plane.
 __global__ void LimitKernel(ConstRows x, int lead, int n, const uint8_t* large_only, float* limits) {
   Begin();
@@ -172,6 +186,12 @@ void LaunchAct(const Queue& queue, ConstRows gate, ConstRows up, Activation acti
 
 void LaunchAdd(const Queue& queue, ConstRows x, int n, Rows out, int n_rows) {
   Launch(queue, AddKernel, dim3(CeilDiv(n, 256), n_rows), dim3(256), 0, x, n, out);
+}
+
+void LaunchCountFirings(const Queue& queue, ConstRows gate, Activation activation, int n, const float* level,
+                        const uint8_t* prompt, uint32_t* counts, int n_rows) {
+  Launch(queue, CountFiringsKernel, dim3(CeilDiv(n, 128)), dim3(128), 0, gate, activation, n, level, prompt, counts,
+         n_rows);
 }
 
 void LaunchQuantize(const Queue& queue, ConstRows x, int n, int64_t k, const uint8_t* large_only, float* limits,

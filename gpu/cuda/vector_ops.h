@@ -56,6 +56,9 @@ void LaunchRope(const Queue& queue, Rows x, ConstRows table, RopeKind kind, int 
 void LaunchAct(const Queue& queue, ConstRows gate, ConstRows up, Activation activation, int n, Rows out,
                Quantized quantized, int n_rows);
 void LaunchAdd(const Queue& queue, ConstRows x, int n, Rows out, int n_rows);  // out += x
+// counts[i] += the rows with prompt[row] = 0 and |act(gate[row, i])| not <= *level.
+void LaunchCountFirings(const Queue& queue, ConstRows gate, Activation activation, int n, const float* level,
+                        const uint8_t* prompt, uint32_t* counts, int n_rows);
 
 // x[row, i] for i in [lead, n) to activations of k columns; the others are zero. large_only: per row, whether groups
 // whose squared scale is at most twice the row's mean go without a lo plane; null: none. `limits`: scratch of n_rows

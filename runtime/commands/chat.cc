@@ -17,6 +17,7 @@
 #include "runtime/catalog.h"
 #include "runtime/commands/commands.h"
 #include "runtime/device_flags.h"
+#include "runtime/heat_follower.h"
 #include "runtime/kv_types.h"
 #include "runtime/line_editor.h"
 #include "runtime/load.h"
@@ -36,7 +37,7 @@ struct ChatOptions {
   SamplerParams sampler;
   int64_t seed = -1;
   GenerateOptions generate;
-  bool raw = false, cache_packed = false;
+  bool raw = false, cache_packed = false, adapts = false;
   KvTypes kv_types;
   SparsityFlag sparsity;
   DeviceFlags device;
@@ -63,6 +64,9 @@ void AddFlags(CommandLine& line, ChatOptions& options) {
   line.AddFlag("--cache-packed", &options.cache_packed, kCachePackedHelp);
   options.sparsity.AddFlag(line);
   options.device.AddFlags(line);
+  line.AddFlag("--adapt", &options.adapts,
+               "Learn from the answers which neurons fire, keep that in the .heat file, and, while waiting for input, "
+               "move those that have become the hottest to the device");
   line.AddInt("-s,--seed", &options.seed, -1, UINT32_MAX, "Seed of the choice of words (-1: another one each time)");
   line.AddDouble("--temp,--temperature", &options.sampler.temperature, 0, 100,
                  "Temperature; 0: always the likeliest (0.8)");
@@ -176,7 +180,9 @@ class Chat {
     tokenizer_ = Tokenizer::FromGguf(file);
     if (!options_.raw) template_ = ChatTemplate::Load(file, *tokenizer_, options_.which_template.value_or(""));
     name_ = std::filesystem::path(file.path()).stem().string();
-    const LoadOptions load = options_.sparsity.Choose(file, model);
+    LoadOptions load = options_.sparsity.Choose(file, model);
+    load.count_firings = options_.adapts;
+    if (options_.adapts) follower_.emplace(file, model, load.ffn, options_.device.HeatFile(file));
     engine_ = LoadEngine(file, model,
                          {.n_ctx = options_.n_ctx,
                           .n_threads = options_.n_threads,
@@ -184,9 +190,10 @@ class Chat {
                           .kv_types = options_.kv_types,
                           .load = load,
                           .tracer = tracer,
-                          .device = options_.device.Open(file, model, load.ffn)},
+                          .device = options_.device.Open(file, model, load.ffn, options_.adapts)},
                          options_.cache_packed);
     audit_ = options_.sparsity.Apply(*engine_);
+    if (follower_) follower_->Start(*engine_, model);
     if (engine_->n_ctx() > model.config.n_ctx_train) {
       Note("note: the model was trained for a context of {} tokens, not {}", model.config.n_ctx_train,
            engine_->n_ctx());
@@ -201,6 +208,7 @@ class Chat {
 
   int Once(const std::string& prompt) {
     const Answer answer = Run(prompt);
+    if (follower_) follower_->Finish();
     const std::string complaint = EndingText(*session_, answer);
     if (!complaint.empty()) throw Error("{}", complaint);
     return answer.ending == Ending::kInterrupted ? kStopped : kGood;
@@ -209,6 +217,20 @@ class Chat {
   int Interactive();
 
  private:
+  // While this stands nobody uses the engine, and neurons move.
+  class Idle {
+   public:
+    explicit Idle(std::optional<HeatFollower>& follower) : follower_(follower) {
+      if (follower_) follower_->Begin();
+    }
+    ~Idle() {
+      if (follower_) follower_->End();
+    }
+
+   private:
+    std::optional<HeatFollower>& follower_;
+  };
+  int Converse();
   Answer Run(const std::string& prompt);
   void Say(const std::string& prompt);
 
@@ -218,6 +240,7 @@ class Chat {
   std::optional<ChatTemplate> template_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<FfnAuditor> audit_;
+  std::optional<HeatFollower> follower_;
   std::optional<EngineDecoder> decoder_;
   std::optional<Session> session_;
   std::optional<Conversation> conversation_;
@@ -236,13 +259,16 @@ Answer Chat::Run(const std::string& prompt) {
   const Answer answer = conversation_ ? conversation_->Ask(prompt, generate)
                                       : session_->Generate(PromptTokens(*tokenizer_, {{prompt, true}}), generate);
   progress.reset();
+  if (follower_) follower_->AfterAnswer();
   if (answer.ending == Ending::kInterrupted && answer.tokens.empty()) {
     Note("stopped before the answer began");
     return answer;
   }
   WriteOut("\n");
-  PrintStatistics(*session_, answer, DescribeNeurons(engine_->TakeNeuronCount(), audit_.get()),
-                  options_.sampler.temperature > 0);
+  std::string neurons = DescribeNeurons(engine_->TakeNeuronCount(), audit_.get());
+  if (const std::string followed = follower_ ? follower_->Describe() : ""; !followed.empty())
+    neurons += ", " + followed;
+  PrintStatistics(*session_, answer, neurons, options_.sampler.temperature > 0);
   return answer;
 }
 
@@ -266,13 +292,23 @@ std::filesystem::path HistoryPath() {
 }
 
 int Chat::Interactive() {
+  const int code = Converse();
+  if (follower_) follower_->Finish();
+  return code;
+}
+
+int Chat::Converse() {
   Note("{}: context {}, {} thread{}, {}. /help says more; Ctrl-D leaves.", TerminalSafe(name_), engine_->n_ctx(),
        engine_->n_threads(), engine_->n_threads() == 1 ? "" : "s", Name(ChooseIsa()));
   LineEditor editor("> ", HistoryPath(), wake_fd);
   std::string line;
   bool leaving = false;
   for (;;) {
-    switch (editor.Read(line)) {
+    const auto event = [&] {
+      const Idle idle(follower_);
+      return editor.Read(line);
+    }();
+    switch (event) {
       case LineEditor::Event::kEnd: WriteErr("\n"); return kGood;
       case LineEditor::Event::kInterrupted:
         if (leaving && line.empty()) {

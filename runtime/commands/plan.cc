@@ -11,6 +11,7 @@
 #include "models/limits.h"
 #include "models/quoted.h"
 #include "predictor/heat.h"
+#include "predictor/recent_heat.h"
 #include "runtime/commands/commands.h"
 #include "runtime/device_flags.h"
 #include "runtime/device_meter.h"
@@ -126,7 +127,7 @@ PlannedDevice OpenPlanned(const Request& request) {
 std::optional<Heat> FindHeat(const GgufFile& file, const Model& model, const Request& request) {
   const std::filesystem::path path = request.heat ? std::filesystem::path(*request.heat) : HeatPath(file.path());
   std::error_code error;
-  if (request.heat || std::filesystem::exists(path, error)) return ReadHeat(path, file, model.config);
+  if (request.heat || std::filesystem::exists(path, error)) return ProfiledOrRecent(ReadHeat(path, file, model.config));
   if (!FindSparseFfns(model, FfnMode::kExact).empty())
     Note("nothing is known of which neurons fire: thermocline profile MODEL --text FILE");
   return std::nullopt;

@@ -10,6 +10,7 @@
 #include "models/quoted.h"
 #include "predictor/file_predictors.h"
 #include "runtime/commands/commands.h"
+#include "runtime/follow.h"
 #include "runtime/heat_report.h"
 #include "runtime/load.h"
 #include "runtime/output_file.h"
@@ -21,7 +22,7 @@ namespace thermocline {
 namespace {
 
 struct Request {
-  std::optional<std::string> text, eval, out, report;
+  std::optional<std::string> text, eval, out, report, then;
   std::vector<double> means;
   std::optional<double> max_rise;
   int n_threads = 0;
@@ -115,6 +116,15 @@ PredictorEngines MakeEngines(const GgufFile& file, const Model& model, const Req
   return {[&file, &model, options] { return LoadEngine(file, model, options); }, predicted};
 }
 
+// What `chat` has left in the file that is written anew.
+RecentHeat RecentOf(const std::filesystem::path& path, const GgufFile& file, const ModelConfig& config) {
+  try {
+    return ReadHeat(path, file, config).recent;
+  } catch (const Error&) {  // none, or not of this model any more
+    return {};
+  }
+}
+
 Heat Learn(const GgufFile& file, const Model& model, const Request& request, const std::filesystem::path& path) {
   const auto tokenizer = Tokenizer::FromGguf(file);
   const Texts texts = ReadTexts(*tokenizer, request);
@@ -151,6 +161,7 @@ Heat Learn(const GgufFile& file, const Model& model, const Request& request, con
     TrainPredictors(model, *tokenizer, texts.learn, texts.judge, predictors, MakeEngines(file, model, request),
                     save_part, heat);
   }
+  heat.recent = RecentOf(path, file, model.config);
   Save(path, SerializeHeat(heat));
   std::filesystem::remove(part);
   return heat;
@@ -170,12 +181,23 @@ int Evaluate(const GgufFile& file, const Model& model, const Request& request, c
   return kGood;
 }
 
+// What the heat of one text is worth on another.
+int Follow(const GgufFile& file, const Model& model, const Request& request) {
+  const auto tokenizer = Tokenizer::FromGguf(file);
+  const auto engine = LoadEngine(file, model, MakeOptions(model, request));
+  WriteOut(DescribeFollowed(
+      FollowTexts(file, model, *engine, ReadTokens(*tokenizer, *request.text), ReadTokens(*tokenizer, *request.then))));
+  return kGood;
+}
+
 void CheckFlags(const Request& request) {
   const bool learns = request.calibrates() || request.trains;
   if ((learns || request.evaluates) && !request.text)
     throw UsageError("--thresholds, --max-rise, --train-predictors and --evaluate need --text");
   if (request.eval && !learns) throw UsageError("--eval belongs to --thresholds, --max-rise and --train-predictors");
   if (request.recall && !request.trains) throw UsageError("--recall belongs to --train-predictors");
+  if (request.then && (!request.text || learns || request.evaluates || request.report || request.out))
+    throw UsageError("--then writes no .heat file, and goes with --text alone");
   if (request.evaluates && (learns || request.report))
     throw UsageError("--evaluate says what predictors are worth, and goes with --text and -o alone");
 }
@@ -206,6 +228,8 @@ int RunProfile(const Command& command, std::vector<std::string> args) {
                "The unseen text that says what thresholds and predictors cost; without it, the last quarter of --text");
   line.AddFlag("--evaluate", &request.evaluates,
                "What the predictors of the .heat file find on --text, which should be one they were not trained on");
+  line.AddText("--then", "FILE", &request.then,
+               "How well the heat of --text holds on this text, if it is kept, and if it follows as in chat --adapt");
   line.AddInt("-t,--threads", &request.n_threads, 1, kMaxThreads, "Threads (one per physical core)");
   line.SetFooter(
       "A run that was stopped goes on where it was: what it has counted stands in FILE.part, at most seconds behind.");
@@ -215,6 +239,7 @@ int RunProfile(const Command& command, std::vector<std::string> args) {
   const Model model = Model::FromGguf(file);
   const std::filesystem::path path = request.out ? std::filesystem::path(*request.out) : HeatPath(file.path());
   if (request.evaluates) return Evaluate(file, model, request, path);
+  if (request.then) return Follow(file, model, request);
   for (const auto& target : {std::optional(path.string()), request.report}) {
     if (!target) continue;
     if (IsSameFile(file.path(), *target) || (request.text && IsSameFile(*request.text, *target)))
@@ -223,6 +248,9 @@ int RunProfile(const Command& command, std::vector<std::string> args) {
   if (request.report && IsSameFile(path, *request.report))
     throw Error("{}: the .heat file and the report are the same file; name another one", TerminalSafe(*request.report));
   const Heat heat = request.text ? Learn(file, model, request, path) : ReadHeat(path, file, model.config);
+  if (!heat.profiled())
+    throw Error("{}: only what chat has learned, of {:.0f} tokens; profile the model with --text FILE", path.string(),
+                heat.recent.tokens);
   WriteOut(DescribeHeat(heat));
   if (request.report) {
     const std::string page = HeatReport(heat);

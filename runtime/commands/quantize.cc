@@ -6,6 +6,7 @@
 #include "models/error.h"
 #include "models/quoted.h"
 #include "predictor/heat_order.h"
+#include "predictor/recent_heat.h"
 #include "runtime/auto_quantize.h"
 #include "runtime/calibration.h"
 #include "runtime/catalog.h"
@@ -144,7 +145,7 @@ void WriteTyped(const GgufFile& file, const Model& model, const Request& request
   std::map<const Tensor*, const Weight*> ordered;
   Model hottest_first;
   if (request.heat) {
-    const Heat heat = ReadHeat(*request.heat, file, model.config);
+    const Heat heat = ProfiledOrRecent(ReadHeat(*request.heat, file, model.config));
     hottest_first = Reorder(model, HottestFirst(model, heat, HeatOrder::kNeurons));
     for (const Weight& weight : hottest_first.weights)
       if (weight.rows || weight.columns) ordered[weight.tensor] = &weight;

@@ -50,7 +50,7 @@ bool ParseRequest(const Command& command, std::vector<std::string> args, Request
   line.AddText(
       "--heat", "NAME", &request.heat,
       "How often they fire: zipf, a few nearly always and most seldom; sorted, so, and standing in this order; "
-      "flat, all alike (zipf)");
+      "topics, so, but others for words in small letters than for the rest of a text; flat, all alike (zipf)");
   line.AddInt("--seed", &request.seed, 0, UINT32_MAX, "The same seed gives the same file (1)");
   line.AddText("--vocabulary", "MODEL", &request.vocabulary, "Whose vocabulary it takes (the default model)");
   line.SetFooter("The weights are random, and what such a model says means nothing; it is for measuring speed.");
@@ -73,7 +73,7 @@ SynthOptions OptionsOf(const Request& request) {
   if (options.sparsity && options.activation != Activation::kRelu)
     throw UsageError("--sparsity needs --activation relu: no other leaves neurons exactly silent");
   if (request.heat && !options.sparsity) throw UsageError("--heat needs --sparsity");
-  constexpr PlantedHeat kHeats[] = {PlantedHeat::kZipf, PlantedHeat::kFlat, PlantedHeat::kSorted};
+  constexpr PlantedHeat kHeats[] = {PlantedHeat::kZipf, PlantedHeat::kFlat, PlantedHeat::kSorted, PlantedHeat::kTopics};
   if (request.heat) options.heat = Choose("--heat", *request.heat, kHeats, [](PlantedHeat heat) { return Name(heat); });
   options.seed = static_cast<uint64_t>(request.seed);
   return options;

@@ -68,6 +68,11 @@ struct Subject {
     predictors.computed = {0.3f, 0.4f};
     predictors.missed = {0.01f, 0.02f};
     predictors.rise = 0.005f;
+    heat.recent.tokens = 60.5;
+    for (int i = 0; i < model.config.n_layer; ++i) {
+      std::vector<float>& recent = heat.recent.fired.emplace_back();
+      for (int64_t j = 0; j < heat.n_ff; ++j) recent.push_back(0.25f * static_cast<float>((j + i) % 240));
+    }
     return heat;
   }
   static std::vector<uint8_t> Blocks(int64_t n) {
@@ -115,6 +120,8 @@ TEST_CASE("heat: what is written is what is read") {
   CHECK(read.thresholds[1].missed == heat.thresholds[1].missed);
   CHECK(read.sensitivity == heat.sensitivity);
   CHECK(read.chosen_threshold == 0);
+  CHECK(read.recent.tokens == 60.5);
+  CHECK(read.recent.fired == heat.recent.fired);
   CHECK(read.Frequency(1, 1)[3] == doctest::Approx(heat.layers[1].fired[read.n_ff + 3] / 900));
   double fired = 0;
   for (int64_t i = 0; i < read.n_ff; ++i) fired += heat.layers[1].fired[i];
@@ -145,7 +152,9 @@ TEST_CASE("heat: what is written is what is read") {
   bare.predictors = {};
   bare.thresholds.clear();
   bare.sensitivity.clear();
+  bare.recent = {};
   CHECK(subject.Read(SerializeHeat(bare)).thresholds.empty());
+  CHECK(subject.Read(SerializeHeat(bare)).recent.fired.empty());
 }
 
 TEST_CASE("heat: no bit may flip, no byte may be missing") {
@@ -188,6 +197,7 @@ TEST_CASE("heat: a file that is whole but wrong is refused, and says what is wro
         heat.thresholds.clear();
         heat.sensitivity.clear();
         heat.predictors = {};
+        heat.recent = {};
       }),
       "'blk.1.levels' is missing");
   has(complaint([](Heat& heat) { heat.targets = {0.5f, 0.25f}; }), "do not ascend");
@@ -198,6 +208,10 @@ TEST_CASE("heat: a file that is whole but wrong is refused, and says what is wro
   has(complaint([&](Heat& heat) { heat.thresholds[0].missed[0] = nan; }), "threshold.missed");
   has(complaint([&](Heat& heat) { heat.sensitivity[0] = nan; }), "threshold.sensitivity");
   has(complaint([](Heat& heat) { heat.chosen_threshold = 2; }), "heat.threshold");
+  has(complaint([&](Heat& heat) { heat.recent.tokens = nan; }), "recent.tokens");
+  has(complaint([&](Heat& heat) { heat.recent.fired[1][7] = nan; }), "blk.1.recent");
+  has(complaint([](Heat& heat) { heat.recent.fired[1][7] = 61; }), "blk.1.recent");
+  has(complaint([](Heat& heat) { heat.recent.fired.pop_back(); }), "'blk.1.recent' is missing");
   has(complaint([&](Heat& heat) { heat.predictors.layers[1].level = nan; }), "predictor.levels");
   has(complaint([&](Heat& heat) { heat.predictors.layers[1].bias[3] = nan; }), "blk.1.predictor_bias");
   has(complaint([](Heat& heat) { heat.predictors.layers[1].in[1] = 0x7e; }), "blk.1.predictor_in");     // NaN

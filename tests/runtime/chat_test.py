@@ -2,13 +2,9 @@
 
     python chat_test.py PROGRAM [unittest arguments]
 """
-import fcntl
 import os
-import pty
 import re
-import select
 import signal
-import struct
 import subprocess
 import tempfile
 import time
@@ -16,6 +12,7 @@ import unittest
 from pathlib import Path
 
 from program import ENVIRONMENT, HERE, LOOP, PARIS, PATIENCE, PLAIN, PROGRAM, run
+from terminal import Terminal
 
 
 class Chat(unittest.TestCase):
@@ -109,58 +106,6 @@ class CachePacked(unittest.TestCase):
     def test_the_help_says_where(self):
         for command in ["chat", "bench", "perplexity"]:
             self.assertIn("~/.cache/thermocline/packed", " ".join(run(command, "--help").stdout.decode().split()))
-
-
-class Terminal:
-    """The program on a pseudo-terminal."""
-
-    def __init__(self, *args):
-        self.pid, self.fd = pty.fork()
-        if self.pid == 0:
-            os.execve(PROGRAM, [PROGRAM, *map(str, args)], ENVIRONMENT)
-        fcntl.ioctl(self.fd, 0x5414, struct.pack("HHHH", 40, 120, 0, 0))   # TIOCSWINSZ
-        self.screen = ""
-
-    def type(self, keys):
-        os.write(self.fd, keys.encode())
-
-    def enter(self, keys):
-        """Types at the next prompt: what comes before the line editor is there would be the terminal driver's."""
-        self.expect("> ")
-        self.type(keys)
-
-    def expect(self, pattern):
-        """Waits until the output since the last match matches; returns the match."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            match = re.search(pattern, self.screen)
-            if match:
-                self.screen = self.screen[match.end():]
-                return match
-            try:
-                ready = select.select([self.fd], [], [], max(0, end - time.monotonic()))[0]
-                more = os.read(self.fd, 65536) if ready else b""
-            except OSError:
-                more = b""
-            if not more:
-                raise AssertionError(f"{pattern!r} did not come; the screen has {self.screen!r}")
-            self.screen += more.decode(errors="replace")
-
-    def leave(self):
-        """The exit code."""
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
-            try:
-                if select.select([self.fd], [], [], 0.02)[0]:
-                    os.read(self.fd, 65536)
-            except OSError:
-                time.sleep(0.02)
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                os.close(self.fd)
-                return os.waitstatus_to_exitcode(status)
-        os.kill(self.pid, signal.SIGKILL)
-        raise AssertionError("it did not leave")
 
 
 STATISTICS = r"\[prompt (\d+) tokens, .* context (\d+) of (\d+)\]"

@@ -153,8 +153,9 @@ std::vector<float> LowRank(const Watched& seen, int r) {
 
 TEST_CASE("synth: as many neurons are silent as was planted, in every layer") {
   for (const SynthOptions& options :
-       {Planted(0.9), Planted(0.9, PlantedHeat::kZipf, DType::kQ4_K), Planted(0.97), Planted(0.5, PlantedHeat::kFlat),
-        Planted(0.5, PlantedHeat::kZipf, DType::kQ8_0), Planted(0), Planted(0.9, PlantedHeat::kFlat, DType::kF16)}) {
+       {Planted(0.9), Planted(0.9, PlantedHeat::kTopics), Planted(0.9, PlantedHeat::kZipf, DType::kQ4_K), Planted(0.97),
+        Planted(0.5, PlantedHeat::kFlat), Planted(0.5, PlantedHeat::kZipf, DType::kQ8_0), Planted(0),
+        Planted(0.9, PlantedHeat::kFlat, DType::kF16)}) {
     const Watched seen = Watch(options);
     for (int layer = 0; layer < seen.config.n_layer; ++layer) {
       MESSAGE(SynthName(options), ", layer ", layer, ": ", seen.Silent(layer));
@@ -201,6 +202,36 @@ TEST_CASE("synth: who fires depends on the token, in a way that a predictor can 
   CHECK(learned < 0.99);
   CHECK(learned > 0.9);
   CHECK(always < learned - 0.1);
+}
+
+TEST_CASE("synth: with topics others are hot for words in small letters than for the rest") {
+  GgufWriter vocabulary;
+  AddTinyVocabulary(vocabulary, kVocabulary);
+  const GgufFile file = vocabulary.Open();
+  const auto& texts = file.FindArray("tokenizer.ggml.tokens", GgufArray::Kind::kString)->strings;
+  // The mean over neurons of the squared difference between how often both kinds of tokens make them fire.
+  const auto difference = [&](PlantedHeat heat) {
+    const Watched seen = Watch(Planted(0.9, heat));
+    std::mt19937 random(5);  // as in Watch
+    std::vector<double> fires[2];
+    double n_tokens[2] = {}, sum = 0;
+    for (auto& counts : fires) counts.resize(static_cast<size_t>(seen.config.n_ff));
+    for (int token = 0; token < kTokens; ++token) {
+      const std::string_view text = texts[random() % kVocabulary];
+      const bool word = std::ranges::all_of(text, [](char c) { return c >= 'a' && c <= 'z'; });
+      ++n_tokens[word];
+      for (int i = 0; i < seen.config.n_ff; ++i) fires[word][i] += seen.active[size_t(token) * seen.config.n_ff + i];
+    }
+    REQUIRE(n_tokens[true] > 10);
+    for (int i = 0; i < seen.config.n_ff; ++i) {
+      const double d = fires[0][i] / n_tokens[0] - fires[1][i] / n_tokens[1];
+      sum += d * d / seen.config.n_ff;
+    }
+    return sum;
+  };
+  const double topics = difference(PlantedHeat::kTopics), zipf = difference(PlantedHeat::kZipf);
+  MESSAGE("difference between kinds of tokens: topics ", topics, ", zipf ", zipf);
+  CHECK(topics > 2 * zipf);
 }
 
 TEST_CASE("synth: frequencies of any sparsity have the mean that was asked for") {

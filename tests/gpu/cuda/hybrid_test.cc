@@ -1,6 +1,9 @@
 // Models split between the CPU and a GPU against the CPU alone.
 #include "runtime/hybrid.h"
 
+#include <algorithm>
+#include <atomic>
+#include <numeric>
 #include <random>
 
 #include "gpu/devices.h"
@@ -32,6 +35,7 @@ struct Loaded {
   std::unique_ptr<Engine> Start(DeviceOptions device = {}) const {
     EngineOptions options{.n_ctx = kContext, .n_threads = 2, .max_sequences = 2};
     options.load.ffn = ffn;
+    options.load.count_firings = true;
     options.device = std::move(device);
     options.reopen = [this] { return writer.Open(); };
     return std::make_unique<Engine>(file, model, options);
@@ -100,6 +104,41 @@ TEST_CASE("hybrid: a prompt of many pieces, streamed") {
     CHECK(Compare(expected, logits, kPrompt).worst <= kPrompt);
     for (int i = 0; i < 2; ++i) CHECK(Play(*engine, RowKind::kPrompt) == logits);
   }
+}
+
+TEST_CASE("hybrid: neurons change places while a GPU and the CPU run, and those that fire are counted on both") {
+  if (!HasGpu()) return;
+  std::mt19937 random(2);
+  const Loaded loaded({.type = DType::kQ8_0, .n_embd = 320, .n_ff = 1024, .activation = "relu"}, FfnMode::kExact);
+  Placement placement = AllOnCpu(loaded.model.config);
+  for (LayerPlacement& layer : placement.layers) layer.n_hot = 384;
+  const auto start = [&](const Placement& some) {
+    return loaded.Start({.device = OpenDevice(0, int64_t{1} << 30), .placement = some});
+  };
+  const auto alone = loaded.Start(), split = start(placement);
+  const std::atomic<bool> go_on = false;
+  for (int i = 0; i < 4; ++i) {
+    CHECK(Compare(Play(*alone, RowKind::kGenerated), Play(*split, RowKind::kGenerated), kFlipped).worst <= kFlipped);
+    std::vector<int32_t> neurons(1024);
+    std::iota(neurons.begin(), neurons.end(), 0);
+    std::shuffle(neurons.begin(), neurons.end(), random);
+    const auto order = std::make_shared<const NeuronOrder>(std::move(neurons), 1);
+    placement.orders.resize(placement.layers.size());
+    placement.orders[i % 2] = order;
+    CHECK(split->Reorder(i % 2, order, go_on));
+  }
+  CHECK(Play(*split, RowKind::kGenerated) == Play(*start(placement), RowKind::kGenerated));
+  (void)Play(*alone, RowKind::kGenerated);
+  const Firings expected = alone->TakeFirings(), actual = split->TakeFirings();
+  CHECK(actual.tokens == expected.tokens);
+  double difference = 0, all = 0;
+  for (size_t layer = 0; layer < expected.fired.size(); ++layer)
+    for (size_t i = 0; i < expected.fired[layer].size(); ++i) {
+      difference += std::abs(double(expected.fired[layer][i]) - actual.fired[layer][i]);
+      all += expected.fired[layer][i];
+    }
+  CHECK(all > 0);
+  CHECK(difference < 0.02 * all);
 }
 
 }  // namespace thermocline::test

@@ -120,6 +120,42 @@ TEST_CASE("activations, gated or not, rounded besides; sums") {
       }
 }
 
+TEST_CASE("firings: of rows of the decode class, added to what was counted before") {
+  if (!HasGpu()) return;
+  std::mt19937 rng(5);
+  const cuda::Queue queue = cuda::MakeQueue(nullptr);
+  for (const int n : kWidths)
+    for (const Activation activation : {Activation::kSilu, Activation::kGeluTanh, Activation::kRelu}) {
+      CAPTURE(n);
+      CAPTURE(Name(activation));
+      const int n_rows = 1 + static_cast<int>(rng() % 20);
+      const float level = activation == Activation::kRelu ? 0 : 0.125f;
+      std::vector<float> gate = RandomFloats(n_rows * n, rng);
+      gate[0] = NAN;
+      std::vector<uint8_t> prompt(n_rows);
+      for (uint8_t& p : prompt) p = rng() % 2;
+      std::vector<uint32_t> expected(n);
+      for (uint32_t& count : expected) count = 0xffffffff - rng() % 4;  // counts go round
+      const DeviceArray<uint32_t> counts(expected);
+      for (int row = 0; row < n_rows; ++row)
+        for (int i = 0; i < n; ++i)
+          expected[i] += !prompt[row] && !(std::abs(cuda::ActReference(gate[row * n + i], activation)) <= level);
+      const DeviceArray<float> device_gate(gate), device_level(std::vector<float>{level});
+      const DeviceArray<uint8_t> device_prompt(prompt);
+      cuda::LaunchCountFirings(queue, {device_gate.data(), n}, activation, n, device_level.data(), device_prompt.data(),
+                               counts.data(), n_rows);
+      // Where rounding puts an activation on the other side of the level, it is one off.
+      const std::vector<uint32_t> actual = counts.Get();
+      int n_off = 0;
+      for (int i = 0; i < n; ++i) {
+        const auto difference = static_cast<int32_t>(actual[i] - expected[i]);
+        CHECK(std::abs(difference) <= 1);
+        n_off += difference != 0;
+      }
+      CHECK(n_off <= (activation == Activation::kRelu ? 0 : 1 + n / 1000));
+    }
+}
+
 TEST_CASE("quantize: the reference's bits, also of odd values and where only large groups have a lo plane") {
   if (!HasGpu()) return;
   std::mt19937 rng(4);
