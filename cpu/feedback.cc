@@ -16,6 +16,11 @@ constexpr int64_t kPanel = 64;
 // Rows rounded side by side, so that they share each load of U.
 constexpr int64_t kRows = 12;
 constexpr int kMaxBlock = 256;
+// Tried on the scale that suits a block's targets, which knows nothing of what errors do to the targets within it.
+// These and three sweeps lower the outputs' squared error of 10 tensors in Q5_0 by 5.5 %, 11 and three by 6.3 %.
+constexpr float kFactors[] = {1, 0.8f, 0.87f, 0.94f, 1.06f, 1.13f, 1.2f};
+// Of 16 tensors in Q5_0, 2 sweeps take 4.5 % of the outputs' squared error, 4 take 5.4 % and 8 take 5.7 %.
+constexpr int kSweeps = 3;
 
 // h = R R^T with R upper triangular, in place, from the last column to the first.
 void FactorUpper(std::vector<float>& h, int64_t k, const VectorOps& ops) {
@@ -44,33 +49,157 @@ void FactorUpper(std::vector<float>& h, int64_t k, const VectorOps& ops) {
   }
 }
 
-// One block of some rows: chooses scales for the targets, then codes, each error going on to the targets behind it.
-class BlockRounder {
+// Some rows side by side, so that they share each load of U. What their columns miss their targets by is kept as it
+// goes:
+//   miss[i] = t[i] - w'[i] = sum over j <= i of e[j] (U + I)[j, i].
+class RowRounder {
  public:
-  BlockRounder(DType type, const Feedback& feedback) : type_(type), n_(Info(type).block), feedback_(feedback) {}
+  RowRounder(DType type, const Feedback& inputs, const VectorOps& ops)
+      : type_(type), block_(Info(type).block), k_(inputs.k), inputs_(inputs), ops_(ops) {}
 
-  // w, target: (n_) of one row; errors: (n_), stride apart. Returns the weighted squared error.
-  double Round(int64_t first, const float* w, float* target, float* errors, int64_t stride, uint8_t* block) {
-    double sum = 0;
-    const BlockGrid grid = ChooseScales(type_, target, feedback_.weights.data() + first, block);
-    for (int i = 0; i < n_; ++i) {
-      codes_[i] = static_cast<uint8_t>(grid.Code(i, target[i]));
-      const float value = grid.Value(i, codes_[i]), error = w[i] - value;
-      errors[i * stride] = error;
-      const double miss = double{target[i]} - value;
-      sum += feedback_.weights[first + i] * miss * miss;
-      const float* u = feedback_.u.data() + (first + i) * feedback_.k + first;
-      for (int j = i + 1; j < n_; ++j) target[j] += error * u[j];
+  // w: (n, k). Returns the sum that feedback.h has, in units of inputs.scale.
+  double Round(const float* w, int64_t n, uint8_t* out) {
+    Begin(n);
+    std::copy(w, w + n * k_, miss_.begin());
+    for (int64_t first = 0; first < k_; first += block_) {
+      for (int64_t r = 0; r < n; ++r) RoundBlock(w + r * k_ + first, r, first, Block(out, r, first));
+      const int64_t end = first + block_;
+      if (end == k_) break;
+      ops_.add_outer_products({errors_.data(), n, U(first) + end, k_, miss_.data() + end, k_, n, k_ - end, block_});
     }
-    PutCodes(type_, codes_.data(), block);
+    // With 8 bits there is little left to gain.
+    for (int i = 0; i < kSweeps && type_ != DType::kQ8_0; ++i) Sweep(n, out);
+    double sum = 0;
+    for (int64_t r = 0; r < n; ++r) {
+      for (int64_t first = 0; first < k_; first += block_)
+        PutCodes(type_, codes_.data() + r * k_ + first, Block(out, r, first));
+      for (int64_t i = 0; i < k_; ++i) sum += double{inputs_.weights[i]} * Miss(r)[i] * Miss(r)[i];
+    }
     return sum;
   }
 
  private:
+  void Begin(int64_t n) {
+    const auto size = static_cast<size_t>(n * k_);
+    n_ = n;
+    for (auto* floats : {&miss_, &weighed_, &values_}) floats->resize(size);
+    errors_.resize(static_cast<size_t>(n * block_));
+    codes_.resize(size);
+    grids_.resize(size / static_cast<size_t>(block_));
+    along_.resize(static_cast<size_t>(n));
+    direction_.resize(static_cast<size_t>(k_));
+  }
+  const float* U(int64_t row) const { return inputs_.u.data() + row * k_; }
+  float* Miss(int64_t r) { return miss_.data() + r * k_; }
+  uint8_t* Block(uint8_t* out, int64_t r, int64_t first) const {
+    return out + (r * k_ + first) / block_ * Info(type_).block_bytes;
+  }
+  BlockGrid& Grid(int64_t r, int64_t first) { return grids_[static_cast<size_t>((r * k_ + first) / block_)]; }
+
+  // Its targets stand where its misses will.
+  void RoundBlock(const float* w, int64_t r, int64_t first, uint8_t* block) {
+    const BlockGrid fitted = ChooseScales(type_, Miss(r) + first, inputs_.weights.data() + first, block);
+    double least = INFINITY;
+    for (const float factor : kFactors) {
+      BlockGrid grid = fitted;
+      if (factor != 1) {
+        if (type_ == DType::kQ8_0 || !HasOneScale(type_)) continue;
+        MultiplyScale(factor, grid);
+      }
+      const double sum = RoundInOrder(grid, w, Miss(r) + first, first);
+      if (sum >= least) continue;
+      least = sum;
+      best_ = trial_;
+      Grid(r, first) = grid;
+    }
+    for (int i = 0; i < block_; ++i) {
+      const int64_t at = r * k_ + first + i;
+      codes_[at] = best_.codes[i];
+      values_[at] = Grid(r, first).Value(i, best_.codes[i]);
+      errors_[i * n_ + r] = w[i] - values_[at];
+      miss_[at] = best_.misses[i];
+    }
+    if (HasOneScale(type_)) PutScale(Grid(r, first), block);
+  }
+  double RoundInOrder(const BlockGrid& grid, const float* w, const float* target, int64_t first) {
+    std::copy(target, target + block_, trial_.misses.begin());
+    double sum = 0;
+    for (int i = 0; i < block_; ++i) {
+      float* miss = trial_.misses.data();
+      const int code = grid.Code(i, miss[i]);
+      const float value = grid.Value(i, code), error = w[i] - value, *u = U(first + i) + first;
+      trial_.codes[i] = static_cast<uint8_t>(code);
+      miss[i] -= value;
+      sum += double{inputs_.weights[first + i]} * miss[i] * miss[i];
+      for (int j = i + 1; j < block_; ++j) miss[j] += error * u[j];
+    }
+    return sum;
+  }
+
+  // All scales and codes once more.
+  void Sweep(int64_t n, uint8_t* out) {
+    for (int64_t i = 0; i < n * k_; ++i) weighed_[i] = miss_[i] * inputs_.weights[i % k_];
+    for (int64_t i = 0; i < k_; ++i) {
+      const int64_t first = i - i % block_;
+      for (int64_t r = 0; r < n && i == first && HasOneScale(type_); ++r) MoveScale(r, first, Block(out, r, first));
+      ops_.float_gemv(DType::kF32, reinterpret_cast<const uint8_t*>(weighed_.data() + i), k_ * 4, n, k_ - i, U(i) + i,
+                      along_.data());
+      for (int64_t r = 0; r < n; ++r) {
+        const BlockGrid& grid = Grid(r, first);
+        float& value = values_[r * k_ + i];
+        const auto within = static_cast<int>(i - first);
+        const int code = grid.Code(within, value + along_[r] / inputs_.norms[i]);
+        if (code == codes_[r * k_ + i]) continue;
+        codes_[r * k_ + i] = static_cast<uint8_t>(code);
+        Move(r, i, grid.Value(within, code) - value, U(i));
+        value = grid.Value(within, code);
+      }
+    }
+  }
+  // What `step` times a direction, that begins at column i, changes.
+  void Move(int64_t r, int64_t i, float step, const float* direction) {
+    float *miss = Miss(r), *weighed = weighed_.data() + r * k_;
+    for (int64_t j = i; j < k_; ++j) {
+      miss[j] -= step * direction[j];
+      weighed[j] = miss[j] * inputs_.weights[j];
+    }
+  }
+  void MoveScale(int64_t r, int64_t first, uint8_t* block) {
+    BlockGrid& grid = Grid(r, first);
+    float* values = values_.data() + r * k_ + first;
+    std::fill(direction_.begin() + first, direction_.end(), 0.0f);
+    ops_.add_outer_products({values, 1, U(first) + first, k_, direction_.data() + first, k_, 1, k_ - first, block_});
+    float along = 0, norm = 0;
+    for (int64_t j = first; j < k_; ++j) {
+      along += weighed_[r * k_ + j] * direction_[j];
+      norm += inputs_.weights[j] * direction_[j] * direction_[j];
+    }
+    if (!(norm > 0)) return;
+    const float old = grid.scale[0];
+    MultiplyScale(1 + along / norm, grid);
+    const float growth = grid.scale[0] / old - 1;
+    if (growth == 0) return;
+    Move(r, first, growth, direction_.data());
+    for (int i = 0; i < block_; ++i) values[i] = grid.Value(i, codes_[r * k_ + first + i]);
+    PutScale(grid, block);
+  }
+
+  struct Trial {
+    std::array<float, kMaxBlock> misses;
+    std::array<uint8_t, kMaxBlock> codes;
+  };
   const DType type_;
-  const int n_;
-  const Feedback& feedback_;
-  std::array<uint8_t, kMaxBlock> codes_;
+  const int block_;
+  const int64_t k_;
+  const Feedback& inputs_;
+  const VectorOps& ops_;
+  int64_t n_ = 0;
+  std::vector<float> miss_, weighed_, values_;  // (n, k); weighed: misses times D
+  std::vector<float> errors_;                   // (block, n)
+  std::vector<uint8_t> codes_;                  // (n, k)
+  std::vector<BlockGrid> grids_;                // (n, k / block)
+  std::vector<float> along_, direction_;        // (n), (k)
+  Trial trial_, best_;
 };
 
 }  // namespace
@@ -82,17 +211,24 @@ Feedback FactorFeedback(std::vector<float> gram, int64_t k, float damping, const
   const float ridge = trace > 0 ? static_cast<float>(trace / static_cast<double>(k)) * damping : 1;
   for (int64_t i = 0; i < k; ++i) gram[i * k + i] += ridge;
   FactorUpper(gram, k, ops);
-  Feedback feedback{.k = k, .u = std::move(gram), .weights = std::vector<float>(static_cast<size_t>(k))};
+  Feedback feedback{.k = k,
+                    .u = std::move(gram),
+                    .weights = std::vector<float>(static_cast<size_t>(k)),
+                    .norms = std::vector<float>(static_cast<size_t>(k))};
   double sum = 0;
   for (int64_t i = 0; i < k; ++i) {
     const float diagonal = feedback.u[i * k + i];
     feedback.weights[i] = diagonal * diagonal;
     sum += feedback.weights[i];
-    for (int64_t j = 0; j < i; ++j) feedback.u[j * k + i] /= diagonal;
+    for (int64_t j = 0; j <= i; ++j) feedback.u[j * k + i] /= diagonal;
+    std::fill_n(feedback.u.begin() + i * k, i, 0.0f);
   }
   feedback.scale = sum / static_cast<double>(k);
   // Around 1, where the encoders' sums of squares stay far from a float's ends.
   for (float& weight : feedback.weights) weight = static_cast<float>(weight * static_cast<double>(k) / sum);
+  for (int64_t i = 0; i < k; ++i)
+    for (int64_t j = i; j < k; ++j)
+      feedback.norms[i] += feedback.weights[j] * feedback.u[i * k + j] * feedback.u[i * k + j];
   return feedback;
 }
 
@@ -101,24 +237,10 @@ double QuantizeWithFeedback(DType type, const Feedback& feedback, std::span<cons
   const int64_t k = feedback.k, block = Info(type).block;
   const int64_t n = static_cast<int64_t>(rows.size()) / k, row_bytes = k / block * Info(type).block_bytes;
   CHECK(HasEncoder(type) && k % block == 0);
-  std::vector<float> errors(static_cast<size_t>(k * kRows));       // (k, kRows)
-  std::vector<float> targets(static_cast<size_t>(kRows * block));  // (kRows, block)
-  BlockRounder rounder(type, feedback);
+  RowRounder rounder(type, feedback, ops);
   double error = 0;
-  for (int64_t begin = 0; begin < n; begin += kRows) {
-    const int64_t count = std::min(kRows, n - begin);
-    for (int64_t first = 0; first < k; first += block) {
-      for (int64_t r = 0; r < count; ++r)
-        std::memcpy(targets.data() + r * block, rows.data() + (begin + r) * k + first, static_cast<size_t>(block) * 4);
-      ops.add_outer_products(
-          {errors.data(), kRows, feedback.u.data() + first, k, targets.data(), block, count, block, first});
-      for (int64_t r = 0; r < count; ++r) {
-        error += rounder.Round(first, rows.data() + (begin + r) * k + first, targets.data() + r * block,
-                               errors.data() + first * kRows + r, kRows,
-                               out + (begin + r) * row_bytes + first / block * Info(type).block_bytes);
-      }
-    }
-  }
+  for (int64_t r = 0; r < n; r += kRows)
+    error += rounder.Round(rows.data() + r * k, std::min(kRows, n - r), out + r * row_bytes);
   return error * feedback.scale;
 }
 

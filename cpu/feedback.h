@@ -8,6 +8,9 @@
 //   sum over columns i of D[i] (t[i] - w'[i])^2,   t[i] = w[i] + sum over j < i of e[j] U[j, i]
 //
 // so columns are rounded in order, each to the nearest of its target t, whose errors D weighs.
+//
+// What was rounded early knew nothing of what came later. So the codes are then gone through again, each moved to where
+// it makes the sum least with all others as they are, and each block's scale likewise.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +24,9 @@ namespace thermocline {
 
 struct Feedback {
   int64_t k = 0;
-  std::vector<float> u;        // (k, k), row j column i holds U[j, i] for j < i
+  std::vector<float> u;        // (k, k), row j column i holds (U + I)[j, i] for j <= i
   std::vector<float> weights;  // (k) D over its mean
+  std::vector<float> norms;    // (k) sum over i of weights[i] (U + I)[j, i]^2
   double scale = 0;            // the mean of D
 };
 

@@ -78,6 +78,24 @@ BlockGrid ChooseAffine(int max_code, const WeightGroup& group, uint8_t* block) {
   return best;
 }
 
+// IQ4_NL: d | codes.
+BlockGrid ChooseTable(const ValueTable& table, const WeightGroup& group, uint8_t* block) {
+  BlockGrid grid = {.group = group.n, .max_code = 15, .zero_code = table.Code(0), .scale{}, .offset{}, .table = &table};
+  float largest = 0;
+  for (int i = 0; i < group.n; ++i)
+    if (std::abs(group.x[i]) > std::abs(largest)) largest = group.x[i];
+  double least = INFINITY;
+  for (const float scale :
+       {FitTable(group, table), largest / table.values.front(), std::abs(largest) / table.values.back()}) {
+    const double error = TableError(group, table, ToHalf(scale));
+    if (error >= least) continue;
+    least = error;
+    grid.scale[0] = ToHalf(scale);
+  }
+  PutHalf(block, grid.scale[0]);
+  return grid;
+}
+
 // The scales of a K block: group g has scale d * s[g] and offset -dmin * m[g] (Q4_K, Q5_K), or d * s[g] and the zero
 // code's (Q6_K).
 struct SuperScales {
@@ -300,7 +318,8 @@ bool HasEncoder(DType type) {
     case DType::kQ8_0:
     case DType::kQ4_K:
     case DType::kQ5_K:
-    case DType::kQ6_K: return true;
+    case DType::kQ6_K:
+    case DType::kIQ4_NL: return true;
     default: return false;
   }
 }
@@ -322,13 +341,28 @@ BlockGrid ChooseScales(DType type, const float* x, const float* importance, uint
     case DType::kQ4_K: return ChooseAffineSuper(15, group.x, group.w, block);
     case DType::kQ5_K: return ChooseAffineSuper(31, group.x, group.w, block);
     case DType::kQ6_K: return ChooseSymmetricSuper(group.x, group.w, block);
+    case DType::kIQ4_NL: return ChooseTable(Iq4Table(), group, block);
     default: CheckFailed("HasEncoder(type)", __FILE__, __LINE__);
   }
 }
 
+bool HasOneScale(DType type) {
+  return type == DType::kQ4_0 || type == DType::kQ5_0 || type == DType::kQ8_0 || type == DType::kIQ4_NL;
+}
+
+void MultiplyScale(float factor, BlockGrid& grid) {
+  const float scale = ToHalf(grid.scale[0] * factor);
+  if (!(scale / grid.scale[0] > 0)) return;
+  grid.offset[0] *= scale / grid.scale[0];
+  grid.scale[0] = scale;
+}
+
+void PutScale(const BlockGrid& grid, uint8_t* block) { PutHalf(block, grid.scale[0]); }
+
 void PutCodes(DType type, const uint8_t* codes, uint8_t* block) {
   switch (type) {
-    case DType::kQ4_0: return PutNibbles(codes, block + 2, nullptr);
+    case DType::kQ4_0:
+    case DType::kIQ4_NL: return PutNibbles(codes, block + 2, nullptr);
     case DType::kQ4_1: return PutNibbles(codes, block + 4, nullptr);
     case DType::kQ5_0: return PutNibbles(codes, block + 6, block + 2);
     case DType::kQ5_1: return PutNibbles(codes, block + 8, block + 4);

@@ -75,11 +75,8 @@ void AutoQuantizer::ListCandidates() {
   }
 }
 
-// Of each choice, from rows spread over the tensor.
-void AutoQuantizer::MeasureErrors(Candidate& candidate) {
+std::vector<float> AutoQuantizer::Sample(const Candidate& candidate) const {
   const Tensor& tensor = file_.tensors()[candidate.tensor];
-  const Feedback* feedback = calibration_.Find(candidate.id);
-  const VectorOps& ops = VectorOpsFor(ChooseIsa());
   const int64_t rows = std::min(kSampleRows, candidate.n);
   std::vector<float> sample;
   for (int64_t i = 0; i < rows; ++i) {
@@ -87,6 +84,14 @@ void AutoQuantizer::MeasureErrors(Candidate& candidate) {
     const std::vector<float> values = ReadRows(file_, tensor, row, row + 1);
     sample.insert(sample.end(), values.begin(), values.end());
   }
+  return sample;
+}
+
+// Of each choice.
+void AutoQuantizer::MeasureErrors(Candidate& candidate, std::span<const float> sample) const {
+  const Feedback* feedback = calibration_.Find(candidate.id);
+  const VectorOps& ops = VectorOpsFor(ChooseIsa());
+  const auto n = static_cast<int64_t>(sample.size());
   for (Choice& choice : candidate.choices) {
     std::vector<uint8_t> bytes(sample.size() / Info(choice.type).block * Info(choice.type).block_bytes);
     double error = 0;
@@ -94,14 +99,14 @@ void AutoQuantizer::MeasureErrors(Candidate& candidate) {
       error = QuantizeWithFeedback(choice.type, *feedback, sample, bytes.data(), ops);
     } else {
       std::vector<float> values(sample.size());
-      Quantize(choice.type, sample.data(), nullptr, static_cast<int64_t>(sample.size()), bytes.data());
-      Dequantize(choice.type, bytes.data(), static_cast<int64_t>(sample.size()), values.data());
+      Quantize(choice.type, sample.data(), nullptr, n, bytes.data());
+      Dequantize(choice.type, bytes.data(), n, values.data());
       for (size_t i = 0; i < values.size(); ++i) {
         const double d = double{sample[i]} - values[i];
         error += d * d * (feedback == nullptr ? 1 : feedback->weights[i % static_cast<size_t>(candidate.k)]);
       }
     }
-    choice.error = error * static_cast<double>(candidate.n) / static_cast<double>(rows);
+    choice.error = error * static_cast<double>(candidate.n * candidate.k) / static_cast<double>(n);
   }
 }
 
@@ -118,6 +123,19 @@ std::vector<DType> AutoQuantizer::Uniform(DType type) const {
     const DType fitting = FittingType(type, candidate.k);
     for (const Choice& choice : candidate.choices)
       if (choice.type == fitting) types[candidate.tensor] = fitting;
+  }
+  return types;
+}
+
+// Of types with as few bytes, the one that errs least.
+std::vector<DType> AutoQuantizer::Narrowest() const {
+  std::vector<DType> types;
+  for (const Tensor& tensor : file_.tensors()) types.push_back(tensor.type);
+  for (const Candidate& candidate : candidates_) {
+    const auto narrowest = std::min_element(
+        candidate.choices.begin(), candidate.choices.end(),
+        [](const Choice& a, const Choice& b) { return std::pair(a.bytes, a.error) < std::pair(b.bytes, b.error); });
+    types[candidate.tensor] = narrowest->type;
   }
   return types;
 }
@@ -156,6 +174,20 @@ std::vector<DType> AutoQuantizer::MixtureOfKl(double kl) const {
   return Mixture(low);
 }
 
+// "Q4_0 70 %, Q8_0 30 %": of the weights.
+std::string AutoQuantizer::Shares(std::span<const DType> types) const {
+  std::map<DType, int64_t> weights;
+  int64_t all = 0;
+  for (const Candidate& candidate : candidates_) {
+    weights[types[candidate.tensor]] += candidate.n * candidate.k;
+    all += candidate.n * candidate.k;
+  }
+  std::string shares;
+  for (const auto& [type, n] : weights)
+    shares += fmt::format("{}{} {:.0f} %", shares.empty() ? "" : ", ", Info(type).name, 100.0 * n / all);
+  return shares;
+}
+
 std::unique_ptr<Engine> AutoQuantizer::MakeEngine(std::span<const DType> types, bool plain) {
   std::vector<Tensor> tensors = file_.tensors();
   std::vector<std::vector<uint8_t>> plain_bytes;
@@ -184,10 +216,18 @@ Trial AutoQuantizer::Try(std::string recipe, std::span<const DType> types, bool 
   return trial;
 }
 
-// KL from all in 8 bits when one group has 4, for each group, over the error that its tensors then have.
-void AutoQuantizer::MeasureSensitivity() {
-  for (Candidate& candidate : candidates_) MeasureErrors(candidate);
-  const std::vector<DType> wide = Uniform(DType::kQ8_0), narrow = Uniform(DType::kQ4_0);
+void AutoQuantizer::MeasureErrors() {
+  std::vector<std::vector<float>> samples;
+  for (const Candidate& candidate : candidates_) samples.push_back(Sample(candidate));
+  const auto n = static_cast<int64_t>(samples.size());
+  team_.Run([&](Team::Member& member) {
+    member.For(n, 1, [&](int64_t i, int64_t) { MeasureErrors(candidates_[i], samples[i]); });
+  });
+}
+
+// KL from all in 8 bits when one group is narrow, for each group, over the error that its tensors then have.
+void AutoQuantizer::MeasureSensitivity(std::span<const DType> narrow) {
+  const std::vector<DType> wide = Uniform(DType::kQ8_0);
   const auto length =
       std::min<size_t>(sensitivity_text_.size(), static_cast<size_t>(kSensitivityChunks * options_.n_ctx));
   const Judge judge(*MakeEngine(wide, false), tokenizer_, sensitivity_text_.first(length), options_.n_ctx);
@@ -209,15 +249,16 @@ void AutoQuantizer::MeasureSensitivity() {
 
 std::vector<DType> AutoQuantizer::Search() {
   Try("Q4_0, plain rounding", Uniform(DType::kQ4_0), true);
-  const std::vector<DType> narrow = Uniform(DType::kQ4_0);
   std::vector<DType> best = Uniform(DType::kQ8_0);
   const Trial widest = Try("Q8_0, error feedback", best);
   if (widest.judgement.loss > options_.max_loss)
     throw Error("even 8 bits lose {:.3f} % of perplexity on this text, more than {:.3f} %: allow a larger --max-loss",
                 100 * widest.judgement.loss, 100 * options_.max_loss);
-  const Trial narrowest = Try("Q4_0, error feedback", narrow);
+  MeasureErrors();
+  const std::vector<DType> narrow = Narrowest();
+  const Trial narrowest = Try(Shares(narrow), narrow);
   if (narrowest.judgement.loss <= options_.max_loss) return narrow;
-  MeasureSensitivity();
+  MeasureSensitivity(narrow);
 
   // Loss grows with predicted KL; the bracket closes by linear interpolation, a little to the safe side.
   struct End {
@@ -229,16 +270,7 @@ std::vector<DType> AutoQuantizer::Search() {
   for (int i = 0; i < kMaxMixtures && good.bytes - bad.bytes > kSizeTolerance * good.bytes; ++i) {
     const double part = std::clamp((options_.max_loss - good.loss) / (bad.loss - good.loss), 0.08, 0.92);
     const std::vector<DType> types = MixtureOfKl(good.kl + 0.97 * part * (bad.kl - good.kl));
-    std::map<DType, int64_t> weights;
-    int64_t all = 0;
-    for (const Candidate& candidate : candidates_) {
-      weights[types[candidate.tensor]] += candidate.n * candidate.k;
-      all += candidate.n * candidate.k;
-    }
-    std::string recipe;
-    for (const auto& [type, n] : weights)
-      recipe += fmt::format("{}{} {:.0f} %", recipe.empty() ? "" : ", ", Info(type).name, 100.0 * n / all);
-    const Trial trial = Try(recipe, types);
+    const Trial trial = Try(Shares(types), types);
     const End end{PredictedKl(types), trial.judgement.loss, static_cast<double>(trial.file_bytes)};
     const bool within = trial.judgement.loss <= options_.max_loss;
     if (within ? end.bytes >= good.bytes : end.bytes <= bad.bytes) break;  // the types have no file in between

@@ -30,9 +30,10 @@ struct AutoOptions {
   std::function<void(const Trial&)> on_trial{};  // as they come; may be empty
 };
 
-// Tries, each judged on the held-out text: Q4_0 by plain rounding, for comparison; all in 8 bits and all in 4 bits with
-// error feedback; and mixtures, each tensor as wide as pays most. How much a bit more is worth is measured: what each
-// role in each third of the layers costs in 4 bits, and for each tensor how its error falls with the type.
+// Tries, each judged on the held-out text: Q4_0 by plain rounding, for comparison; all in Q8_0 with error feedback; all
+// as narrow as can be, by the type that errs least; and mixtures, each tensor as wide as pays most. How much a bit more
+// is worth is measured: what each role in each third of the layers costs where it is narrow, and for each tensor how
+// its error falls with the type.
 class AutoQuantizer {
  public:
   // `sensitivity_text` is of one chunk at least, and not what was calibrated with: errors are made up for better there
@@ -61,14 +62,18 @@ class AutoQuantizer {
 
   const Feedback* FeedbackOf(size_t tensor) const;
   void ListCandidates();
-  void MeasureErrors(Candidate& candidate);
+  std::vector<float> Sample(const Candidate& candidate) const;  // rows spread over the tensor
+  void MeasureErrors(Candidate& candidate, std::span<const float> sample) const;
+  void MeasureErrors();  // of all
   std::vector<DType> Uniform(DType type) const;
+  std::vector<DType> Narrowest() const;
   std::vector<DType> Mixture(double bytes_price) const;
   double PredictedKl(std::span<const DType> types) const;
   std::vector<DType> MixtureOfKl(double kl) const;
   // Of the model with these types, its tensors encoded with feedback or each weight for itself.
   std::unique_ptr<Engine> MakeEngine(std::span<const DType> types, bool plain);
-  void MeasureSensitivity();
+  void MeasureSensitivity(std::span<const DType> narrow);
+  std::string Shares(std::span<const DType> types) const;
   Trial Try(std::string recipe, std::span<const DType> types, bool plain = false);
 
   const GgufFile& file_;

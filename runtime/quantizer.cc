@@ -19,8 +19,8 @@
 namespace thermocline {
 namespace {
 
-constexpr DType kTypes[] = {DType::kQ4_0, DType::kQ4_K, DType::kQ4_1, DType::kQ5_0,
-                            DType::kQ5_K, DType::kQ5_1, DType::kQ6_K, DType::kQ8_0};
+constexpr DType kTypes[] = {DType::kQ4_0, DType::kIQ4_NL, DType::kQ4_K, DType::kQ4_1, DType::kQ5_0,
+                            DType::kQ5_K, DType::kQ5_1,   DType::kQ6_K, DType::kQ8_0};
 
 // Rows that one member takes at a time hold about this many weights.
 constexpr int64_t kChunkWeights = 1 << 14;
@@ -55,7 +55,8 @@ double BitsPerWeight(DType type) { return 8.0 * Info(type).block_bytes / Info(ty
 
 DType OneStepWider(DType type) {
   switch (type) {
-    case DType::kQ4_0: return DType::kQ5_0;
+    case DType::kQ4_0:
+    case DType::kIQ4_NL: return DType::kQ5_0;
     case DType::kQ4_1: return DType::kQ5_1;
     case DType::kQ4_K: return DType::kQ5_K;
     case DType::kQ5_K: return DType::kQ6_K;
@@ -125,6 +126,7 @@ uint32_t FileType(DType type) {
     case DType::kQ4_K: return 14;
     case DType::kQ5_K: return 16;
     case DType::kQ6_K: return 18;
+    case DType::kIQ4_NL: return 25;
     case DType::kBF16: return 32;
     default: return 1024;  // LLAMA_FTYPE_GUESSED
   }

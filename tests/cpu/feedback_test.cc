@@ -87,7 +87,7 @@ TEST_CASE("feedback: outputs err far less than by rounding each weight for itsel
   const Feedback feedback = FactorFeedback(gram, kColumns, kDamping, ops);
   const std::vector<float> w = random.Normals(size_t(kRows) * kColumns, 0.05f);
   for (DType type : {DType::kQ4_0, DType::kQ4_1, DType::kQ5_0, DType::kQ5_1, DType::kQ8_0, DType::kQ4_K, DType::kQ5_K,
-                     DType::kQ6_K}) {
+                     DType::kQ6_K, DType::kIQ4_NL}) {
     CAPTURE(std::string(Info(type).name));
     std::vector<uint8_t> plain(Bytes(type, w.size())), fed(plain.size());
     Quantize(type, w.data(), nullptr, static_cast<int64_t>(w.size()), plain.data());
@@ -105,16 +105,50 @@ TEST_CASE("feedback: outputs err far less than by rounding each weight for itsel
   }
 }
 
-TEST_CASE("feedback: inputs that were never seen change nothing") {
+TEST_CASE("feedback: scales and codes that are gone through again err less than those chosen in order") {
+  const VectorOps& ops = VectorOpsFor(ChooseIsa());
+  constexpr int kColumns = 256, kRows = 14;
+  Random random(3);
+  const std::vector<float> gram = CorrelatedGram(kColumns, random);
+  const Feedback feedback = FactorFeedback(gram, kColumns, kDamping, ops);
+  const std::vector<float> w = random.Normals(size_t(kRows) * kColumns, 0.05f);
+  for (DType type : {DType::kQ4_0, DType::kIQ4_NL, DType::kQ5_0, DType::kQ5_1, DType::kQ6_K}) {
+    CAPTURE(std::string(Info(type).name));
+    const int block = Info(type).block;
+    std::vector<uint8_t> ours(Bytes(type, w.size())), in_order(ours.size());
+    QuantizeWithFeedback(type, feedback, w, ours.data(), ops);
+    for (int row = 0; row < kRows; ++row) {
+      std::vector<float> target(w.begin() + row * kColumns, w.begin() + (row + 1) * kColumns);
+      for (int first = 0; first < kColumns; first += block) {
+        uint8_t* at = in_order.data() + Bytes(type, size_t(row) * kColumns + first);
+        const BlockGrid grid = ChooseScales(type, target.data() + first, feedback.weights.data() + first, at);
+        std::vector<uint8_t> codes(block);
+        for (int i = first; i < first + block; ++i) {
+          codes[i - first] = static_cast<uint8_t>(grid.Code(i - first, target[i]));
+          const float error = w[row * kColumns + i] - grid.Value(i - first, codes[i - first]);
+          for (int j = i + 1; j < kColumns; ++j) target[j] += error * feedback.u[size_t(i) * kColumns + j];
+        }
+        PutCodes(type, codes.data(), at);
+      }
+    }
+    CHECK(OutputError(w, type, ours, gram, kColumns) < 0.97 * OutputError(w, type, in_order, gram, kColumns));
+  }
+}
+
+TEST_CASE("feedback: where no input was seen, weights are rounded as well as for themselves") {
   const VectorOps& ops = VectorOpsFor(ChooseIsa());
   constexpr int kColumns = 64;
   Random random(2);
-  const Feedback feedback = FactorFeedback(std::vector<float>(kColumns * kColumns), kColumns, kDamping, ops);
+  std::vector<float> nothing(kColumns * kColumns), all_alike(nothing.size());
+  for (int i = 0; i < kColumns; ++i) all_alike[i * kColumns + i] = 1;
+  const Feedback feedback = FactorFeedback(nothing, kColumns, kDamping, ops);
   const std::vector<float> w = random.Normals(kColumns);
-  std::vector<uint8_t> plain(Bytes(DType::kQ4_0, w.size())), fed(plain.size());
-  Quantize(DType::kQ4_0, w.data(), nullptr, kColumns, plain.data());
-  QuantizeWithFeedback(DType::kQ4_0, feedback, w, fed.data(), ops);
-  CHECK(plain == fed);
+  for (DType type : {DType::kQ4_0, DType::kQ4_1, DType::kIQ4_NL}) {
+    std::vector<uint8_t> plain(Bytes(type, w.size())), fed(plain.size());
+    Quantize(type, w.data(), nullptr, kColumns, plain.data());
+    QuantizeWithFeedback(type, feedback, w, fed.data(), ops);
+    CHECK(OutputError(w, type, fed, all_alike, kColumns) <= 1.0001 * OutputError(w, type, plain, all_alike, kColumns));
+  }
 }
 
 }  // namespace thermocline::test

@@ -15,7 +15,8 @@ class Quantize(unittest.TestCase):
         """Whole models, so that a wrong nibble would change what is said."""
         folder = HERE / "quantized"
         folder.mkdir()
-        for kind, embedding, matrix in (("Q8_0", "Q8_0", "Q8_0"), ("q4_0", "Q5_0", "Q4_0"), ("Q4_K", "Q5_1", "Q5_0")):
+        for kind, embedding, matrix in (("Q8_0", "Q8_0", "Q8_0"), ("q4_0", "Q5_0", "Q4_0"), ("iq4_nl", "Q5_0", "IQ4_NL"),
+                                        ("Q4_K", "Q5_1", "Q5_0")):
             out = folder / f"{kind}.gguf"
             result = run("quantize", PARIS, out, "--type", kind)
             self.assertEqual(result.returncode, 0, result.stderr)
@@ -47,7 +48,7 @@ class Quantize(unittest.TestCase):
         self.assertEqual(result.returncode, 0, result.stderr)
         table = result.stdout.decode()
         self.assertIn("learned from 600 tokens, judged by 255 unseen predictions", table)
-        for recipe in ("the source", "Q4_0, plain rounding", "Q8_0, error feedback", "Q4_0, error feedback"):
+        for recipe in ("the source", "Q4_0, plain rounding", "Q8_0, error feedback", "Q4_0 100 %"):
             self.assertRegex(table, rf"(?m)B +\d+\.\d{{4}} .* {recipe}$")
         self.assertEqual(run("chat", out, "-p", "Capital?", "--temp", "0").stdout, b"Paris.\n")
         result = run("quantize", PARIS, out, "--auto", "--text", text, "--eval", short, "--max-loss", "1e-9%")
