@@ -57,6 +57,10 @@ Placement HottestOf(const Counts& counts, int64_t n_hot, int unit) {
   return placement;
 }
 
+void Move(const Replan& plan, Placement& placement) {
+  for (const LayerMove& move : plan.moves) placement.orders[move.layer] = move.order;
+}
+
 }  // namespace
 
 std::vector<Firings> CountAnswers(Engine& engine, const Model& model, std::span<const TokenId> tokens,
@@ -95,24 +99,29 @@ FollowedHits FollowHeat(std::span<const Firings> first, std::span<const Firings>
   const CpuReads reads{static_cast<double>(n_layer) * cold * gate_bytes, std::vector<double>(n_layer, neuron_bytes)};
   const Counts profile = Sum(first);
   const Placement kept = HottestOf(profile, n_hot, unit), own = HottestOf(Sum(second), n_hot, unit);
-  Placement followed = kept;
+  Placement followed = kept, always = kept;
   Heat heat;  // as a chat has it after the first text, which nobody profiled
   heat.n_ff = static_cast<int64_t>(n_ff);
   heat.targets = {0};
   heat.layers.resize(n_layer);
   for (LayerHeat& layer : heat.layers) layer.fired.resize(n_ff);
   for (const Firings& answer : first) AddFirings(answer, half_life, heat.recent);
-  Hits kept_hits, followed_hits, own_hits;
-  FollowedHits result{0, hot, unit, 0, 0, 0, 0, std::ssize(second)};
+  Hits kept_hits, followed_hits, always_hits, own_hits;
+  const std::vector<int> units(n_layer, unit);
+  FollowedHits result{.hot = hot, .unit = unit, .n_answers = std::ssize(second)};
   for (const Firings& answer : second) {
     kept_hits.Add(answer, kept);
     followed_hits.Add(answer, followed);
+    always_hits.Add(answer, always);
     own_hits.Add(answer, own);
     AddFirings(answer, half_life, heat.recent);
-    const Replan plan = PlanMoves(followed, WithRecent(heat), std::vector<int>(n_layer, unit), reads);
+    const Heat now = WithRecent(heat);
+    result.most_gain = std::max(result.most_gain, PlanMoves(kept, now, units, reads).gain);
+    Move(PlanMoves(always, now, units, reads), always);
+    const Replan plan = PlanMoves(followed, now, units, reads);
     if (plan.gain <= kReplanGain) continue;
     ++result.n_replans;
-    for (const LayerMove& move : plan.moves) followed.orders[move.layer] = move.order;
+    Move(plan, followed);
   }
   double neurons = 0;
   for (const Firings& answer : second)
@@ -120,6 +129,7 @@ FollowedHits FollowHeat(std::span<const Firings> first, std::span<const Firings>
   result.silent = 1 - own_hits.all() / neurons;
   result.kept = kept_hits.share();
   result.followed = followed_hits.share();
+  result.always = always_hits.share();
   result.own = own_hits.share();
   return result;
 }
@@ -154,12 +164,17 @@ std::vector<FollowedHits> FollowTexts(const GgufFile& file, const Model& model, 
 
 std::string DescribeFollowed(std::span<const FollowedHits> hits) {
   std::string text =
-      "silent   hot    moved by    hits by the first text's heat   following   by their own heat   re-planned\n";
+      "Firings of the second text on hot neurons, which are the hottest of the first text, or follow as in chat "
+      "--adapt,\n"
+      "or follow after every answer, or are the hottest of the second text; and what following would save the CPU of "
+      "FFNs.\n"
+      "silent   hot    moved by       kept   following   at any gain   their own   saves at most   re-planned\n";
   for (const FollowedHits& row : hits)
-    text +=
-        fmt::format("{:4.0f} %  {:3.0f} %  {:>12}  {:28.1f} %  {:8.1f} %  {:16.1f} %   {} of {} times\n",
-                    100 * row.silent, 100 * row.hot, row.unit == 1 ? "neurons" : fmt::format("blocks of {}", row.unit),
-                    100 * row.kept, 100 * row.followed, 100 * row.own, row.n_replans, row.n_answers);
+    text += fmt::format(
+        "{:4.0f} %  {:3.0f} %  {:>12}  {:5.1f} %  {:8.1f} %  {:10.1f} %  {:8.1f} %  {:12.1f} %   {} of {} times\n",
+        100 * row.silent, 100 * row.hot, row.unit == 1 ? "neurons" : fmt::format("blocks of {}", row.unit),
+        100 * row.kept, 100 * row.followed, 100 * row.always, 100 * row.own, 100 * row.most_gain, row.n_replans,
+        row.n_answers);
   return text;
 }
 

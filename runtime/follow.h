@@ -21,14 +21,17 @@ std::vector<Firings> CountAnswers(Engine& engine, const Model& model, std::span<
 
 // Shares of the firings of the second text.
 struct FollowedHits {
-  double silent;      // share of neurons that do not fire
-  double hot;         // share of each layer's neurons that are the device's
-  int unit;           // neurons that move as one
-  double kept;        // hits where they are the hottest of the first text
-  double followed;    // where they are that at first, and after each answer may change as `chat --adapt` would have it
-  double own;         // where they are the hottest of the second text
-  int n_replans;      // of the followed
-  int64_t n_answers;  // of the second text
+  double silent = 0;  // share of neurons that do not fire
+  double hot = 0;     // share of each layer's neurons that are the device's
+  int unit = 0;       // neurons that move as one
+  double kept = 0;    // hits where they are the hottest of the first text
+  double followed =
+      0;              // where they are that at first, and after each answer may change as `chat --adapt` would have it
+  double always = 0;  // where they change after each answer, however little that gains
+  double own = 0;     // where they are the hottest of the second text
+  int n_replans = 0;  // of the followed
+  double most_gain = 0;   // Replan::gain of the kept, at most: what of the CPU's reading of FFNs they cost
+  int64_t n_answers = 0;  // of the second text
 };
 // neuron_bytes, gate_bytes: of up and down, and of the gate, that the CPU reads of a neuron.
 FollowedHits FollowHeat(std::span<const Firings> first, std::span<const Firings> second, double hot, int unit,

@@ -178,12 +178,15 @@ TEST_CASE("follow: on a text whose topic changes, heat that follows beats heat t
   CHECK(changed.followed > changed.kept + 0.15);
   CHECK(changed.followed <= changed.own);
   CHECK(changed.n_replans > 0);
+  CHECK(changed.always > changed.kept + 0.15);
+  CHECK(changed.most_gain > 0.05);
   CHECK(changed.n_answers == 20);
   // The same topic goes on, or all neurons move as one: nothing to follow.
   const std::vector<Firings> more = answers(0);
   const FollowedHits same = FollowHeat(first, more, 0.25, 1, 1000, 100);
   CHECK(same.n_replans == 0);
   CHECK(same.followed == same.kept);
+  CHECK(same.most_gain < 0.05);
   CHECK(same.own < same.kept + 0.01);
   CHECK(FollowHeat(first, second, 0.25, 64, 1000, 100).n_replans == 0);
 }
