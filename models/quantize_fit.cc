@@ -6,16 +6,10 @@
 #include <cmath>
 
 #include "models/check.h"
+#include "models/fit_lanes.h"
 
 namespace thermocline {
 namespace {
-
-// Four floats at a time: what every x86-64 has. The searches are nearly all of the time that quantizing takes.
-using Lanes = float __attribute__((vector_size(16)));
-
-Lanes Load(const float* p) { return Lanes{p[0], p[1], p[2], p[3]}; }
-Lanes All(float x) { return Lanes{x, x, x, x}; }
-float Sum(Lanes v) { return (v[0] + v[1]) + (v[2] + v[3]); }
 
 // The nearest whole number in [lo, hi]: added to 1.5 * 2^23, a float keeps no fraction.
 Lanes RoundWithin(Lanes v, Lanes lo, Lanes hi) {
@@ -24,9 +18,6 @@ Lanes RoundWithin(Lanes v, Lanes lo, Lanes hi) {
   v = v > hi ? hi : v;
   return (v + magic) - magic;
 }
-
-// Below this a scale is zero in F16, and its inverse may overflow.
-constexpr float kLeastScale = 1e-20f;
 
 float Largest(const WeightGroup& group) {
   float largest = 0;

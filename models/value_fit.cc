@@ -6,18 +6,10 @@
 #include <cmath>
 
 #include "models/check.h"
+#include "models/fit_lanes.h"
 
 namespace thermocline {
 namespace {
-
-using Lanes = float __attribute__((vector_size(16)));
-
-Lanes Load(const float* p) { return Lanes{p[0], p[1], p[2], p[3]}; }
-Lanes All(float x) { return Lanes{x, x, x, x}; }
-float Sum(Lanes v) { return (v[0] + v[1]) + (v[2] + v[3]); }
-
-// Below this a scale is zero in F16, and its inverse may overflow.
-constexpr float kLeastScale = 1e-20f;
 
 // The nearest values: the least one and all steps up to them.
 Lanes Nearest(const ValueTable& table, Lanes x) {

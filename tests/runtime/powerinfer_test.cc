@@ -6,12 +6,11 @@
 #include "predictor/file_predictors.h"
 #include "runtime/engine.h"
 #include "tests/models/tiny_model.h"
+#include "tests/runtime/play.h"
 #include "tests/runtime/tiny_model.h"
 
 namespace thermocline {
 namespace {
-
-using Logits = std::vector<std::vector<float>>;
 
 struct Loaded {
   GgufFile file;
@@ -56,16 +55,6 @@ GgufWriter Plain(GgufWriter writer, DType type) {
   return writer;
 }
 
-double Difference(const Logits& a, const Logits& b) {
-  double difference = 0, largest = 0;
-  for (size_t i = 0; i < a.size(); ++i)
-    for (size_t j = 0; j < a[i].size(); ++j) {
-      difference = std::max(difference, std::fabs(double{a[i][j]} - b[i][j]));
-      largest = std::max(largest, std::fabs(double{b[i][j]}));
-    }
-  return difference / largest;
-}
-
 TinyOptions Options(DType type) { return {.type = type, .n_embd = 160, .n_ff = 544, .predictor_rank = 32}; }
 
 }  // namespace
@@ -91,7 +80,7 @@ TEST_CASE("powerinfer: its predictors name neurons by a threshold, behind a ReLU
   NeuronCount count;
   const Logits all = loaded.Feed(FfnMode::kPredicted, RowKind::kGenerated, &predictors, &count);
   CHECK(count.predicted == count.neurons);
-  CHECK(Difference(all, loaded.Feed(FfnMode::kExact, RowKind::kGenerated)) < 1e-3);
+  CHECK(Compare(loaded.Feed(FfnMode::kExact, RowKind::kGenerated), all, 1).worst < 1e-3);
 
   // out(max(0, in x)) - out(max(0, -in x)) is out(in x) without the ReLU, and 2 out(in x) if it were left out.
   HeatPredictors linear = predictors, twice = predictors;

@@ -4,13 +4,13 @@
 #include "cpu/isa.h"
 #include "runtime/engine.h"
 #include "tests/models/tiny_model.h"
+#include "tests/runtime/play.h"
 #include "tests/runtime/random_predictor.h"
 #include "tests/runtime/tiny_model.h"
 
 namespace thermocline {
 namespace {
 
-using Logits = std::vector<std::vector<float>>;
 constexpr float kAll = -1e30f, kNone = 1e30f;
 
 // n_ff: three slices, the last of half a group pair.
@@ -46,16 +46,6 @@ Logits FeedNew(Engine& engine, int n, int seed, int span, RowKind kind = RowKind
   return logits;
 }
 
-double Difference(const Logits& a, const Logits& b) {
-  double difference = 0, largest = 0;
-  for (size_t i = 0; i < a.size(); ++i)
-    for (size_t j = 0; j < a[i].size(); ++j) {
-      difference = std::max(difference, std::fabs(double{a[i][j]} - b[i][j]));
-      largest = std::max(largest, std::fabs(double{b[i][j]}));
-    }
-  return difference / largest;
-}
-
 }  // namespace
 
 TEST_CASE("predicted: all neurons predicted are exact, none are no FFN at all") {
@@ -65,7 +55,7 @@ TEST_CASE("predicted: all neurons predicted are exact, none are no FFN at all") 
     const auto predicted = loaded.Start(FfnMode::kPredicted, 2), exact = loaded.Start(FfnMode::kExact, 1);
     predicted->SetPredictorLevels(std::vector<float>{kAll, kAll});
     const Logits all = FeedNew(*predicted, 20, 2, 1);
-    CHECK(Difference(all, FeedNew(*exact, 20, 2, 1)) < 1e-3);
+    CHECK(Compare(FeedNew(*exact, 20, 2, 1), all, 1).worst < 1e-3);
     NeuronCount count = predicted->TakeNeuronCount();
     CHECK(count.predicted == count.neurons);
     CHECK(count.active > count.neurons / 4);
