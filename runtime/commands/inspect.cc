@@ -138,7 +138,7 @@ int RunInspect(const Command& command, std::vector<std::string> args) {
   const GgufFile file = GgufFile::Open(line.ModelPath());
   std::string out =
       fmt::format("{}\n{} v{}, {} ({} bytes), {} tensors\n\n", TerminalSafe(file.path()),
-                  file.powerinfer() ? "GGUF of PowerInfer," : "GGUF", file.version(),
+                  file.powerinfer() ? "PowerInfer GGUF" : "GGUF", file.version(),
                   HumanBytes(static_cast<double>(file.file_bytes())), file.file_bytes(), file.tensors().size());
   out += Metadata(file);
   out += Tensors(file);
