@@ -11,10 +11,10 @@ inline constexpr int kPredictorRankStep = 32;  // ranks are multiples of it: who
 
 // Neuron i is predicted to fire where (out (in x))[i] + bias[i] > level, or with relu, (out max(0, in x))[i] + bias[i].
 struct NeuronPredictor {
-  int64_t rank = 0;          // 0: the layer has none
-  std::vector<uint8_t> in;   // (rank, n_embd) Q8_0
-  std::vector<uint8_t> out;  // (n_ff, rank) Q8_0
-  std::vector<float> bias;   // (n_ff)
+  int64_t rank = 0;            // 0: the layer has none
+  std::vector<uint8_t> in{};   // (rank, n_embd) Q8_0
+  std::vector<uint8_t> out{};  // (n_ff, rank) Q8_0
+  std::vector<float> bias{};   // (n_ff)
   float level = 0;
   bool relu = false;
 
