@@ -45,6 +45,7 @@ class TileAvx512 final : public JitCode {
   Xbyak::Label scale_256_;
 
   Xbyak::RegExp Panel(int p, int offset) const { return w_ + (p * DecodedPanelBytes(format()) + offset); }
+  Xbyak::RegExp PanelScales(int p, int base, int group) const { return Panel(p, base + 512 + 64 * group); }
   Xbyak::RegExp X(int i, int offset) const { return RowReg(i) + offset; }
 
   template <typename Emit>
@@ -177,32 +178,46 @@ class TileAvx512 final : public JitCode {
   void Group(int chunk, int group, Planes planes) {
     const int base = chunk * DecodedChunkBytes(format());
     for (int p = 0; p < spec_.panels; ++p) {
-      vmovaps(Scale(p), ptr[Panel(p, base + 512 + 64 * group)]);
-      if (planes == Planes::kHi) vmulps(Scale(p), Scale(p), ptr_b[rip + scale_256_]);
+      vmovaps(Scale(p), ptr[PanelScales(p, base, group)]);
+      if (planes != Planes::kBoth) vmulps(Scale(p), Scale(p), ptr_b[rip + scale_256_]);
       if (format().has_min) vmovaps(Min(p), ptr[Panel(p, base + 512 + 64 * (groups_per_chunk() + group))]);
     }
     BeginDots(chunk, group, planes);
     Dots(chunk, group, 0, 0, spec_.m);
-    if (planes != Planes::kHi) Widen(chunk, group);
-    if (planes == Planes::kBoth) Dots(chunk, group, 1, 0, spec_.m);
-    for (int i = 0; planes == Planes::kLoOfSome && i < spec_.m; ++i) {
-      Xbyak::Label without;
-      test(lo_rows_, 1 << i);
-      jz(without, T_NEAR);
-      Dots(chunk, group, 1, i, i + 1);
-      L(without);
+    if (planes == Planes::kBoth) {
+      for (int i = 0; i < spec_.m; ++i) Widen(chunk, group, i);
+      Dots(chunk, group, 1, 0, spec_.m);
     }
-    ForEach([&](int i, int p) {
-      vcvtdq2ps(Dot(i, p), Dot(i, p));
+    for (int i = 0; i < spec_.m; ++i) {
+      Xbyak::Label without, done;
+      if (planes == Planes::kLoOfSome) {
+        test(lo_rows_, 1 << i);
+        jz(without, T_NEAR);
+        WidenFromHigh(chunk, group, i);
+        Dots(chunk, group, 1, i, i + 1);
+        AddDots(chunk, group, i, [&](int p) { return ptr[PanelScales(p, base, group)]; });
+        jmp(done, T_NEAR);
+        L(without);
+      }
+      AddDots(chunk, group, i, [&](int p) { return Scale(p); });
+      L(done);
+    }
+  }
+
+  // Of a row to its sums; scale(p): the operand that has panel p's scales.
+  template <typename ScaleOf>
+  void AddDots(int chunk, int group, int i, const ScaleOf& scale) {
+    for (int p = 0; p < spec_.panels; ++p) vcvtdq2ps(Dot(i, p), Dot(i, p));
+    for (int p = 0; p < spec_.panels; ++p)
       vmulps(Dot(i, p), Dot(i, p), ptr_b[X(i, MetaOffset(chunk) + offsetof(ActivationMeta, scale))]);
-      vfmadd231ps(Sum(i, p), Dot(i, p), Scale(p));
-      if (format().has_min) vfmadd231ps(Sum(i, p), Min(p), ptr_b[X(i, MetaOffset(chunk) + SumOffset(group))]);
-    });
+    for (int p = 0; p < spec_.panels; ++p) vfmadd231ps(Sum(i, p), Dot(i, p), scale(p));
+    for (int p = 0; format().has_min && p < spec_.panels; ++p)
+      vfmadd231ps(Sum(i, p), Min(p), ptr_b[X(i, MetaOffset(chunk) + SumOffset(group))]);
   }
 
   void BeginDots(int chunk, int group, Planes planes) {
     for (int i = 0; i < spec_.m; ++i) {
-      if (format().has_min || planes != Planes::kHi)
+      if (format().has_min || planes == Planes::kBoth)
         vpxord(Dot(i, 0), Dot(i, 0), Dot(i, 0));
       else
         LoadHighCorrection(Dot(i, 0), i, chunk, group);
@@ -227,14 +242,21 @@ class TileAvx512 final : public JitCode {
     }
   }
 
-  // From units of hi to units of lo.
-  void Widen(int chunk, int group) {
-    for (int i = 0; i < spec_.m; ++i) {
-      for (int p = 0; p < spec_.panels; ++p) vpslld(Dot(i, p), Dot(i, p), 8);
-      if (format().has_min) continue;
-      LoadCorrection(x_quad_, i, chunk, group);
-      for (int p = 0; p < spec_.panels; ++p) vpaddd(Dot(i, p), Dot(i, p), x_quad_);
+  // A row's dots from units of hi to units of lo.
+  void Widen(int chunk, int group, int i) {
+    for (int p = 0; p < spec_.panels; ++p) vpslld(Dot(i, p), Dot(i, p), 8);
+    if (format().has_min) return;
+    LoadCorrection(x_quad_, i, chunk, group);
+    for (int p = 0; p < spec_.panels; ++p) vpaddd(Dot(i, p), Dot(i, p), x_quad_);
+  }
+
+  // Dots that began with the correction in units of hi, which lost its last bits.
+  void WidenFromHigh(int chunk, int group, int i) {
+    if (!format().has_min) {
+      LoadHighCorrection(x_quad_, i, chunk, group);
+      for (int p = 0; p < spec_.panels; ++p) vpsubd(Dot(i, p), Dot(i, p), x_quad_);
     }
+    Widen(chunk, group, i);
   }
 
   // Shifted to the format's zero point.
