@@ -44,12 +44,9 @@ static inline ActivationMeta MakeActivationMeta(float scale, int32_t first, int3
           lo_groups};
 }
 
-// Which groups have a lo plane.
-enum class LoPlane : uint8_t {
-  kAll,
-  kLarge,  // those whose squared scale is more than twice the row's mean: they make most of the error of 8 bits
-};
-inline constexpr double kLargeGroup = 2;
+// Which groups have a lo plane: those whose squared scale is more than so many times the row's mean, as large ones make
+// most of the error of 8 bits; or all.
+inline constexpr float kAllGroups = -1;
 
 // K rounded up to whole pairs of groups, as panels are; values past K are zero.
 constexpr int64_t ActivationGroups(int64_t k) { return (k + 63) / 64 * 2; }

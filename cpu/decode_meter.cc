@@ -191,7 +191,7 @@ double DecodeMeter::Row(const Op& op) {
       bool packed = false;
       for (int i = 0; i < op.n_projections; ++i)
         packed |= FindPackedFormat(model_.weights[op.projections[i].weight].type()) != nullptr;
-      return packed ? TimeRow([&] { ops_.quantize(in, width(op.in), LoPlane::kAll, out_.data()); }) : 0;
+      return packed ? TimeRow([&] { ops_.quantize(in, width(op.in), kAllGroups, out_.data()); }) : 0;
     }
     default: return 0;
   }

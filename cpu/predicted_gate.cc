@@ -92,7 +92,7 @@ void PredictedGate::QuantizeReduced(const Layer& layer, const Rows& rows) const 
       float* reduced = reduced_.as<float>() + row * reduced_stride_;
       if (layer.relu)
         for (int64_t i = 0; i < layer.in.n(); ++i) reduced[i] = std::max(0.0f, reduced[i]);
-      ops_.quantize(reduced, layer.in.n(), LoPlane::kAll, reduced_q_.data() + row * reduced_q_bytes_);
+      ops_.quantize(reduced, layer.in.n(), kAllGroups, reduced_q_.data() + row * reduced_q_bytes_);
     }
 }
 

@@ -59,7 +59,7 @@ struct VectorOps {
   void (*add)(const float* x, int n, float* out);                         // out += x
   // One row of k values to ActivationRowBytes(k) bytes, 64-byte aligned, padding zeroed. Rounds to nearest even. NaN
   // becomes 0, infinities 2^120. The same bits on every ISA.
-  void (*quantize)(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out);
+  void (*quantize)(const float* x, int64_t k, float large_group, uint8_t* out);
   // Stores one token's key and value of one head into slot `slot` of its page (layout: AttentionSplit::pages), round to
   // nearest even, clamped to F16's finite range. NaN stays NaN in F16, becomes 0 in Q8_0. The same bits on every ISA.
   void (*store_kv)(KvTypes types, const float* key, const float* value, int head_dim, int slot, uint8_t* page);

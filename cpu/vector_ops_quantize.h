@@ -36,7 +36,7 @@ void QuantizeGroup(const typename V::F* values, float max, bool lo, uint8_t* hi,
 }
 
 template <typename V>
-void Quantize(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out) {
+void Quantize(const float* x, int64_t k, float large_group, uint8_t* out) {
   constexpr float kLargest = 0x1p120f;
   const int64_t n_groups = ActivationGroups(k);
   const auto meta = [&](int64_t group) { return reinterpret_cast<ActivationMeta*>(out + ActivationMetaOffset(group)); };
@@ -56,7 +56,7 @@ void Quantize(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out) {
     meta(group)->lo_groups = 0;
     squares += double{max} * max;
   }
-  const double limit = lo_plane == LoPlane::kAll ? -1 : kLargeGroup * squares / static_cast<double>(n_groups);
+  const double limit = large_group < 0 ? -1 : large_group * squares / static_cast<double>(n_groups);
   for (int64_t group = 0; group < n_groups; ++group) {
     const float max = meta(group)->scale;
     const bool lo = double{max} * max > limit;

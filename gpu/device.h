@@ -110,8 +110,9 @@ struct DeviceOp {
   int16_t layer = -1;
   bool wanted_rows = false;
   bool accumulate = false;  // kNorm, kLinear: add to `out` instead of overwriting it
-  // kLinear: prompt rows of `in` bear 8 bits per value but for the large groups (HACKING.md "Numerics"); else 16.
-  bool bears_8_bits = false;
+  // kLinear: prompt rows of `in` stand in 16 bits where a group's squared scale is more than so many times the row's
+  // mean, else in 8; negative: all in 16 (HACKING.md "Numerics").
+  float large_group = -1;
   DeviceRows in{}, in2{}, out{};
   DeviceAddress vector = 0, bias = 0;
   float eps = 0;  // kNorm, kHeadNorm

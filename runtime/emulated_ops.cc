@@ -171,7 +171,7 @@ void EmulatedOps::Linear(const DeviceOp& op, const DeviceStep& step) {
       std::fill_n(padded, op.lead, 0.f);
       x = padded;
     }
-    ops_.quantize(x, k, op.bears_8_bits && is_prompt(row) ? LoPlane::kLarge : LoPlane::kAll, Quantized(row, k));
+    ops_.quantize(x, k, is_prompt(row) ? op.large_group : kAllGroups, Quantized(row, k));
   }
   for (int i = 0; i < op.n_projections && n_rows > 0; ++i) {
     const DeviceProjection& to = op.projections[i];
@@ -189,7 +189,7 @@ void EmulatedOps::Logits(const DeviceOp& op, const DeviceStep& step) {
     const int64_t n_rows = std::min<int64_t>(kLogitRows, std::ssize(step.wanted) - first);
     const auto is_prompt = [&](int64_t row) { return step.prompt[step.wanted[first + row]] != 0; };
     for (int64_t row = 0; FindPackedFormat(to.w.type) && row < n_rows; ++row)
-      ops_.quantize(Row(op.in, first + row), to.w.k, LoPlane::kAll, Quantized(row, to.w.k));
+      ops_.quantize(Row(op.in, first + row), to.w.k, kAllGroups, Quantized(row, to.w.k));
     Multiply(to.w, Row(op.in, first), op.in.stride, n_rows, false, logits_.as<float>(), stride, is_prompt);
     for (int64_t row = 0; row < n_rows; ++row) {
       float* out = op.host.data + (first + row) * op.host.stride;

@@ -29,7 +29,7 @@ void RunSlices(benchmark::State& state, Isa isa, DType type, double active) {
   for (float& value : x) value = normal(random);
   for (float& value : gate) value = random() < active * std::mt19937::max() ? 1.f : 0.f;
   const Buffer row(ActivationRowBytes(kEmbd), "a benchmark"), spread(SpreadBytes(kEmbd), "a benchmark");
-  VectorOpsFor(isa).quantize(x.data(), kEmbd, LoPlane::kAll, row.data());
+  VectorOpsFor(isa).quantize(x.data(), kEmbd, kAllGroups, row.data());
   SpreadActivations(row.data(), kEmbd, spread.data());
   const Buffer partial(shape.n_slices() * shape.n_outputs() * sizeof(float), "a benchmark");
   const BundleRow rows[] = {{gate.data(), spread.data(), partial.as<float>()}};

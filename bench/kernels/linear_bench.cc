@@ -22,25 +22,25 @@ constexpr int64_t kK = 2048;
 constexpr int64_t kPanelsInL2 = 16;
 constexpr int64_t kMemoryBytes = int64_t{512} << 20;
 
-std::vector<uint8_t> Activations(const VectorOps& ops, int64_t m, LoPlane lo_plane) {
+std::vector<uint8_t> Activations(const VectorOps& ops, int64_t m, float large_group) {
   std::mt19937 engine(1);
   std::normal_distribution<float> normal;
   std::vector<uint8_t> rows(m * ActivationRowBytes(kK));
   std::vector<float> x(kK);
   for (int64_t row = 0; row < m; ++row) {
     for (float& value : x) value = normal(engine);
-    ops.quantize(x.data(), kK, lo_plane, rows.data() + row * ActivationRowBytes(kK));
+    ops.quantize(x.data(), kK, large_group, rows.data() + row * ActivationRowBytes(kK));
   }
   return rows;
 }
 
-void RunLinear(benchmark::State& state, Isa isa, const PackedFormat& format, int64_t m, LoPlane lo_plane,
+void RunLinear(benchmark::State& state, Isa isa, const PackedFormat& format, int64_t m, float large_group,
                int64_t n_panels) {
   const LinearKernel kernel(isa, format);
   // Zero codes and scales take as long as any others.
   PackedMatrix packed(format.source, n_panels * kPanelRows, kK);
   for (int64_t i = 0; i < packed.bytes(); i += 4096) const_cast<uint8_t*>(packed.panel(0))[i] = 1;
-  const std::vector<uint8_t> x = Activations(VectorOpsFor(isa), m, lo_plane);
+  const std::vector<uint8_t> x = Activations(VectorOpsFor(isa), m, large_group);
   std::vector<float> y(m * n_panels * kPanelRows);
   const LinearArgs args{packed.panel(0),
                         x.data(),
@@ -68,11 +68,11 @@ const bool kRegistered = [] {
       for (const int m : {1, 4, 16})
         benchmark::RegisterBenchmark(
             fmt::format("LinearDecode{}/M{}", suffix, m).c_str(),
-            [=, &format](benchmark::State& state) { RunLinear(state, isa, format, m, LoPlane::kAll, in_memory); });
-      for (const LoPlane lo_plane : {LoPlane::kAll, LoPlane::kLarge})
+            [=, &format](benchmark::State& state) { RunLinear(state, isa, format, m, kAllGroups, in_memory); });
+      for (const float large_group : {kAllGroups, 2.f})
         benchmark::RegisterBenchmark(
-            fmt::format("LinearPrompt{}/{}", suffix, lo_plane == LoPlane::kAll ? "two_planes" : "large_groups").c_str(),
-            [=, &format](benchmark::State& state) { RunLinear(state, isa, format, 512, lo_plane, kPanelsInL2); });
+            fmt::format("LinearPrompt{}/{}", suffix, large_group == kAllGroups ? "two_planes" : "large_groups").c_str(),
+            [=, &format](benchmark::State& state) { RunLinear(state, isa, format, 512, large_group, kPanelsInL2); });
     }
   return true;
 }();

@@ -74,10 +74,10 @@ void RegisterOps(Isa isa) {
   RegisterOp(isa, fmt::format("relu/{}", kFf).c_str(), 2.0 * 4 * kFf,
              [](const VectorOps& ops) { ops.act(x.data(), kFf, Activation::kRelu, y.data()); });
   RegisterOp(isa, "add/2048", 3.0 * 4 * kEmbd, [](const VectorOps& ops) { ops.add(x.data(), kEmbd, y.data()); });
-  for (const LoPlane lo_plane : {LoPlane::kAll, LoPlane::kLarge})
-    RegisterOp(isa, lo_plane == LoPlane::kAll ? "quantize_two_planes/2048" : "quantize_large_groups/2048",
+  for (const float large_group : {kAllGroups, 2.f})
+    RegisterOp(isa, large_group == kAllGroups ? "quantize_two_planes/2048" : "quantize_large_groups/2048",
                4.0 * kEmbd + static_cast<double>(ActivationRowBytes(kEmbd)),
-               [=](const VectorOps& ops) { ops.quantize(x.data(), kEmbd, lo_plane, bytes.data()); });
+               [=](const VectorOps& ops) { ops.quantize(x.data(), kEmbd, large_group, bytes.data()); });
   RegisterOp(isa, "store_kv/64", 2.0 * (4 + 2) * kHeadDim,
              [](const VectorOps& ops) { ops.store_kv({}, x.data(), weight.data(), kHeadDim, 7, page.data()); });
   RegisterOp(isa, "attention_merge/8x64", 3.0 * 4 * kGroup * kHeadDim, [](const VectorOps& ops) {

@@ -76,7 +76,7 @@ constexpr float kSmallest = 0x1p-100f;
 float Sanitize(float x) { return std::isnan(x) ? 0 : std::clamp(x, -kLargest, kLargest); }
 
 // These lines are the definition to the last bit: vector code repeats every rounding.
-void Quantize(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out) {
+void Quantize(const float* x, int64_t k, float large_group, uint8_t* out) {
   const int64_t n_groups = ActivationGroups(k);
   const auto value = [&](int64_t i) { return i < k ? Sanitize(x[i]) : 0; };
   std::memset(out, 0, ActivationRowBytes(k));
@@ -87,7 +87,7 @@ void Quantize(const float* x, int64_t k, LoPlane lo_plane, uint8_t* out) {
       largest[g] = std::max(largest[g], std::fabs(value(i)));
     squares += double{largest[g]} * largest[g];
   }
-  const double limit = lo_plane == LoPlane::kAll ? -1 : kLargeGroup * squares / static_cast<double>(n_groups);
+  const double limit = large_group < 0 ? -1 : large_group * squares / static_cast<double>(n_groups);
   for (int64_t g = 0; g < n_groups; ++g) {
     const bool zero = largest[g]<kSmallest, lo = double{largest[g]} * largest[g]> limit;
     const float scale = zero ? 0 : largest[g] / kActivationMax;

@@ -104,7 +104,7 @@ bool Program::Rounds(size_t i, const StepShape& shape) const {
   if (op.kind != DeviceOpKind::kNorm && op.kind != DeviceOpKind::kGatedAct && op.kind != DeviceOpKind::kAct)
     return false;
   return op.out.data == next.in.data && op.wanted_rows == next.wanted_rows && op.out.width == next.in.width &&
-         ActivationGroups(op.out.width) == ActivationGroups(InnerK(next)) && !(next.bears_8_bits && shape.prompt);
+         ActivationGroups(op.out.width) == ActivationGroups(InnerK(next)) && !(next.large_group >= 0 && shape.prompt);
 }
 
 bool Program::IsRounded(size_t i) const {
@@ -113,7 +113,7 @@ bool Program::IsRounded(size_t i) const {
   if (i == 0 || ops_[i - 1].kind != DeviceOpKind::kLinear) return false;
   const DeviceOp& before = ops_[i - 1];
   return before.in.data == op.in.data && before.in.width == op.in.width && before.lead == op.lead &&
-         InnerK(before) == InnerK(op) && before.bears_8_bits == op.bears_8_bits && before.wanted_rows == op.wanted_rows;
+         InnerK(before) == InnerK(op) && before.large_group == op.large_group && before.wanted_rows == op.wanted_rows;
 }
 
 void Program::EnqueueOp(const Queue& queue, size_t i, const StepShape& shape) const {
@@ -196,8 +196,8 @@ void Program::EnqueueLinear(const Queue& queue, size_t i, const StepShape& shape
   const int n_rows = op.wanted_rows ? shape.n_wanted : shape.n_rows;
   if (i == 0 || !(Rounds(i - 1, shape) || IsRounded(i)))
     LaunchQuantize(queue, RowsOf(op.in), op.in.width, InnerK(op),
-                   op.bears_8_bits && shape.prompt ? step_.prompt : nullptr, scratch_.limits, scratch_.activations,
-                   n_rows, op.lead);
+                   {op.large_group, op.large_group >= 0 && shape.prompt ? step_.prompt : nullptr, scratch_.limits},
+                   scratch_.activations, n_rows, op.lead);
   Multiply(queue, op, scratch_.activations, n_rows);
   if (panels_) panels_->Release(queue, op.projections[0].w.data);
 }
@@ -208,8 +208,8 @@ void Program::EnqueueLogits(const Queue& queue, size_t i, const StepShape& shape
   for (int first = 0; first < shape.n_wanted; first += scratch_.logit_rows) {
     const int m = std::min(scratch_.logit_rows, shape.n_wanted - first);
     if (i == 0 || !Rounds(i - 1, shape) || m < shape.n_wanted)
-      LaunchQuantize(queue, {Floats(op.in.data) + first * op.in.stride, op.in.stride}, op.in.width, w.k, nullptr,
-                     nullptr, scratch_.activations, m);
+      LaunchQuantize(queue, {Floats(op.in.data) + first * op.in.stride, op.in.stride}, op.in.width, w.k, {},
+                     scratch_.activations, m);
     DeviceOp part = op;
     part.projections[0].out = {reinterpret_cast<DeviceAddress>(scratch_.logits), w.n, static_cast<int>(w.n)};
     Multiply(queue, part, scratch_.activations, m);

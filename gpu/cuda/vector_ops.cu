@@ -127,13 +127,14 @@ __global__ void CountFiringsKernel(ConstRows gate, Activation activation, int n,
   counts[i] += fired;
 }
 
-// limits[row] = twice the mean over the row's groups of the squared largest value, or -1 where all have a lo plane.
-__global__ void LimitKernel(ConstRows x, int lead, int n, const uint8_t* large_only, float* limits) {
+// limits[row] = factor times the mean over the row's groups of the squared largest value, or -1 where all have a lo
+// plane.
+__global__ void LimitKernel(ConstRows x, int lead, int n, LargeGroups large) {
   Begin();
   const int row = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
   const int n_groups = (n + 63) / 64 * 2;
-  if (!large_only[row]) {
-    if (threadIdx.x == 0) limits[row] = -1;
+  if (!large.rows[row]) {
+    if (threadIdx.x == 0) large.limits[row] = -1;
     return;
   }
   float squares = 0;
@@ -143,7 +144,7 @@ __global__ void LimitKernel(ConstRows x, int lead, int n, const uint8_t* large_o
     if (lane == 0) squares += largest * largest;
   }
   const float sum = BlockSum(squares);
-  if (threadIdx.x == 0) limits[row] = 2 * (sum / n_groups);
+  if (threadIdx.x == 0) large.limits[row] = large.factor * (sum / n_groups);
 }
 
 __global__ void QuantizeKernel(ConstRows x, int lead, int n, int64_t k, const float* limits, Quantized out) {
@@ -194,11 +195,11 @@ void LaunchCountFirings(const Queue& queue, ConstRows gate, Activation activatio
          n_rows);
 }
 
-void LaunchQuantize(const Queue& queue, ConstRows x, int n, int64_t k, const uint8_t* large_only, float* limits,
-                    Quantized out, int n_rows, int lead) {
-  if (large_only) Launch(queue, LimitKernel, dim3(n_rows), dim3(256), 0, x, lead, n, large_only, limits);
+void LaunchQuantize(const Queue& queue, ConstRows x, int n, int64_t k, const LargeGroups& large, Quantized out,
+                    int n_rows, int lead) {
+  if (large.rows) Launch(queue, LimitKernel, dim3(n_rows), dim3(256), 0, x, lead, n, large);
   Launch(queue, QuantizeKernel, dim3(CeilDiv(ActivationGroups(k), kActWarps), n_rows), dim3(32 * kActWarps), 0, x, lead,
-         n, k, large_only ? limits : nullptr, out);
+         n, k, large.rows ? large.limits : nullptr, out);
 }
 
 }  // namespace thermocline::cuda

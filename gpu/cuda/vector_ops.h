@@ -60,11 +60,16 @@ void LaunchAdd(const Queue& queue, ConstRows x, int n, Rows out, int n_rows);  /
 void LaunchCountFirings(const Queue& queue, ConstRows gate, Activation activation, int n, const float* level,
                         const uint8_t* prompt, uint32_t* counts, int n_rows);
 
-// x[row, i] for i in [lead, n) to activations of k columns; the others are zero. large_only: per row, whether groups
-// whose squared scale is at most twice the row's mean go without a lo plane; null: none. `limits`: scratch of n_rows
-// floats for it.
-void LaunchQuantize(const Queue& queue, ConstRows x, int n, int64_t k, const uint8_t* large_only, float* limits,
-                    Quantized out, int n_rows, int lead = 0);
+// Which groups have a lo plane: in rows with rows[row] != 0 those whose squared scale is more than `factor` times the
+// row's mean; in others all.
+struct LargeGroups {
+  float factor;
+  const uint8_t* rows;  // null: all groups of all rows
+  float* limits;        // scratch, one for each row
+};
+// x[row, i] for i in [lead, n) to activations of k columns; the others are zero.
+void LaunchQuantize(const Queue& queue, ConstRows x, int n, int64_t k, const LargeGroups& large, Quantized out,
+                    int n_rows, int lead = 0);
 
 // The specification.
 void NormReference(const float* x, const float* weight, const float* bias, float eps, int n, bool accumulate,
@@ -72,7 +77,8 @@ void NormReference(const float* x, const float* weight, const float* bias, float
 void RopeReference(float* head, const float* cos_sin, int n_dims, RopeKind kind);
 float ActReference(float gate, Activation activation);
 // One row, tiles and all: bytes of row n of a tile that begins at `tile`.
-void QuantizeReference(const float* x, int n, int64_t k, bool large_only, int tile_row, uint8_t* tile);
+// large_group: LargeGroups::factor, or negative for all groups.
+void QuantizeReference(const float* x, int n, int64_t k, float large_group, int tile_row, uint8_t* tile);
 // The value that activation k of a row of a tile stands for.
 float ReadActivation(const uint8_t* tile, int tile_row, int64_t k);
 

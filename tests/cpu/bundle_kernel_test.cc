@@ -39,7 +39,7 @@ struct Case {
     memory.Protect();
     values = test::Random(seed).Normals(n_embd);
     Buffer row(ActivationRowBytes(n_embd), "a test");
-    VectorOpsFor(Isa::kScalar).quantize(values.data(), n_embd, LoPlane::kAll, row.data());
+    VectorOpsFor(Isa::kScalar).quantize(values.data(), n_embd, kAllGroups, row.data());
     SpreadActivations(row.data(), n_embd, x.data());
   }
   // Every `step`-th neuron of a group.

@@ -46,7 +46,7 @@ struct Case {
     values = random.Normals(kRows * n_embd);
     for (int64_t row = 0; row < kRows; ++row) {
       uint8_t* to = x.data() + row * ActivationRowBytes(n_embd);
-      VectorOpsFor(Isa::kScalar).quantize(values.data() + row * n_embd, n_embd, LoPlane::kAll, to);
+      VectorOpsFor(Isa::kScalar).quantize(values.data() + row * n_embd, n_embd, kAllGroups, to);
       SpreadActivations(to, n_embd, spread.data() + row * SpreadBytes(n_embd));
     }
   }

@@ -237,10 +237,10 @@ TEST_CASE("add equals the reference bit for bit") {
   });
 }
 
-std::vector<uint8_t> Quantized(const VectorOps& ops, const std::vector<float>& x, LoPlane lo_plane, Flush flush) {
+std::vector<uint8_t> Quantized(const VectorOps& ops, const std::vector<float>& x, float large_group, Flush flush) {
   const GuardedBuffer<float> in(x, 4, flush);
   GuardedBuffer<uint8_t> out(ActivationRowBytes(static_cast<int64_t>(x.size())), 64, flush);
-  ops.quantize(in.data(), static_cast<int64_t>(x.size()), lo_plane, out.data());
+  ops.quantize(in.data(), static_cast<int64_t>(x.size()), large_group, out.data());
   return out.ToVector();
 }
 
@@ -265,8 +265,8 @@ float Dequantized(const std::vector<uint8_t>& row, int64_t i) {
 TEST_CASE("quantize keeps 15 bits, or 8 where they bear it, with their sums") {
   std::vector<float> x = Random(5).Normals(1000, 4);
   for (int64_t i = 640; i < 672; ++i) x[i] *= 10;
-  for (const LoPlane lo_plane : {LoPlane::kAll, LoPlane::kLarge}) {
-    const std::vector<uint8_t> row = Quantized(Reference(), x, lo_plane, Flush::kEnd);
+  for (const float large_group : {kAllGroups, 0.5f, 2.f}) {
+    const std::vector<uint8_t> row = Quantized(Reference(), x, large_group, Flush::kEnd);
     int without_lo = 0;
     for (int group = 0; group < 32; ++group) {
       float largest = 0;
@@ -291,7 +291,7 @@ TEST_CASE("quantize keeps 15 bits, or 8 where they bear it, with their sums") {
       CHECK(meta.correction32 == -8 * (code_sums[0] + code_sums[1]));
     }
     CHECK(HasLo(row, 20));
-    CHECK(without_lo == (lo_plane == LoPlane::kAll ? 0 : 31));
+    CHECK(without_lo == (large_group == kAllGroups ? 0 : 31));
     for (int64_t i = 1000; i < 1024; ++i) CHECK(Dequantized(row, i) == 0);
   }
 }
@@ -299,8 +299,8 @@ TEST_CASE("quantize keeps 15 bits, or 8 where they bear it, with their sums") {
 TEST_CASE("quantize is the same bits on every ISA") {
   ForEach({1, 7, 16, 17, 31, 32, 33, 63, 64, 65, 96, 576, 640}, [](const VectorOps& ops, int n, Flush flush) {
     const auto check = [&](const std::vector<float>& x) {
-      for (const LoPlane lo_plane : {LoPlane::kAll, LoPlane::kLarge})
-        CheckSame<uint8_t>(Quantized(ops, x, lo_plane, flush), Quantized(Reference(), x, lo_plane, flush));
+      for (const float large_group : {kAllGroups, 0.5f, 2.f})
+        CheckSame<uint8_t>(Quantized(ops, x, large_group, flush), Quantized(Reference(), x, large_group, flush));
     };
     Random random(n);
     for (float deviation : {1.f, 1e-6f, 1e-33f, 1e-42f, 1e20f, 1e38f}) {
@@ -329,8 +329,8 @@ TEST_CASE("quantize is the same bits on every ISA") {
 TEST_CASE("quantize: NaN is zero, infinities are the largest value, nothing overflows") {
   std::vector<float> x(64, 1.f);
   x[3] = kNan, x[4] = kInf, x[5] = -kInf, x[40] = kNan;
-  for (const LoPlane lo_plane : {LoPlane::kAll, LoPlane::kLarge}) {
-    const std::vector<uint8_t> row = Quantized(Reference(), x, lo_plane, Flush::kEnd);
+  for (const float large_group : {kAllGroups, 0.5f, 2.f}) {
+    const std::vector<uint8_t> row = Quantized(Reference(), x, large_group, Flush::kEnd);
     CHECK(Dequantized(row, 3) == 0);
     CHECK(Dequantized(row, 4) == doctest::Approx(0x1p120));
     CHECK(Dequantized(row, 5) == doctest::Approx(-0x1p120));

@@ -44,7 +44,7 @@ float ActReference(float gate, Activation activation) {
   return 0;
 }
 
-void QuantizeReference(const float* x, int n, int64_t k, bool large_only, int tile_row, uint8_t* tile) {
+void QuantizeReference(const float* x, int n, int64_t k, float large_group, int tile_row, uint8_t* tile) {
   const int64_t n_groups = ActivationGroups(k), n_own = CeilDiv(n, 64) * 2;
   const auto value = [&](int64_t i) { return i >= n || std::isnan(x[i]) ? 0 : std::clamp(x[i], -0x1p120f, 0x1p120f); };
   std::vector<float> largest(n_groups);
@@ -53,7 +53,7 @@ void QuantizeReference(const float* x, int n, int64_t k, bool large_only, int ti
     for (int i = 0; i < kGroup; ++i) largest[g] = std::max(largest[g], std::fabs(value(g * kGroup + i)));
     squares += double{largest[g]} * largest[g];
   }
-  const double limit = large_only ? 2 * squares / static_cast<double>(n_own) : -1;
+  const double limit = large_group >= 0 ? large_group * squares / static_cast<double>(n_own) : -1;
   for (int64_t g = 0; g < n_groups; ++g) {
     uint8_t* group = tile + g * kGroupBytes;
     const bool zero = largest[g]<0x1p-100f, lo = double{largest[g]} * largest[g]> limit;

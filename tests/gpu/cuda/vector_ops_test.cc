@@ -7,11 +7,11 @@ namespace {
 
 constexpr int kWidths[] = {1, 31, 32, 100, 576, 1024, 4096, 5120, 16384};
 
-// large_only: of every other row.
-std::vector<uint8_t> QuantizedRows(const std::vector<float>& x, int n_rows, int n, int64_t k, bool large_only) {
+// large_group: of every other row.
+std::vector<uint8_t> QuantizedRows(const std::vector<float>& x, int n_rows, int n, int64_t k, float large_group) {
   std::vector<uint8_t> out(cuda::ActivationBytes(n_rows, k));
   for (int row = 0; row < n_rows; ++row)
-    cuda::QuantizeReference(x.data() + static_cast<int64_t>(row) * n, n, k, large_only && row % 2 == 0,
+    cuda::QuantizeReference(x.data() + static_cast<int64_t>(row) * n, n, k, row % 2 == 0 ? large_group : -1,
                             row % cuda::kTileRows, out.data() + row / cuda::kTileRows * cuda::ActivationTileBytes(k));
   return out;
 }
@@ -160,9 +160,9 @@ TEST_CASE("quantize: the reference's bits, also of odd values and where only lar
   if (!HasGpu()) return;
   std::mt19937 rng(4);
   for (const int n : kWidths)
-    for (const bool large_only : {false, true}) {
+    for (const float large_group : {-1.f, 0.5f, 2.f}) {
       CAPTURE(n);
-      CAPTURE(large_only);
+      CAPTURE(large_group);
       const int n_rows = 1 + static_cast<int>(rng() % 10);
       const int64_t k = n + static_cast<int64_t>(rng() % 300);
       std::vector<float> x = RandomFloats(n_rows * n, rng);
@@ -176,9 +176,10 @@ TEST_CASE("quantize: the reference's bits, also of odd values and where only lar
       const DeviceArray<uint8_t> device_flags(flags), out(std::vector<uint8_t>(cuda::ActivationBytes(n_rows, k)));
       const int lead = n > 64 ? static_cast<int>(rng() % 64) : 0;
       cuda::LaunchQuantize(cuda::MakeQueue(nullptr), {device_x.data(), n}, n, k,
-                           large_only ? device_flags.data() : nullptr, limits.data(), out.data(), n_rows, lead);
+                           {large_group, large_group < 0 ? nullptr : device_flags.data(), limits.data()}, out.data(),
+                           n_rows, lead);
       for (int row = 0; row < n_rows; ++row) std::fill_n(x.begin() + row * n, lead, 0.f);
-      CHECK(out.Get() == QuantizedRows(x, n_rows, n, k, large_only));
+      CHECK(out.Get() == QuantizedRows(x, n_rows, n, k, large_group));
     }
 }
 
