@@ -29,6 +29,10 @@ constexpr int64_t kFewRows = 8, kMaxChunkPanels = 8;
 // Tiles of BF16 are done with a panel so soon that reading the rows for each chunk shows: larger ones. On 2 cores of a
 // Xeon the fastest products of one trace each ran at 971 GOP/s a core with them, at 897 with the others.
 constexpr int64_t kMaxChunkPanelsBf16 = 32, kChunksPerMemberBf16 = 4;
+// A prompt's rows are dealt to members as its stages over rows are, in blocks of so many at least, for which decoding
+// the weights once more is 2 % of a product: lines that another core wrote last cost more. Decoding to BF16 costs too
+// much for that.
+constexpr int64_t kMinRowsOfMember = 128;
 
 // What of a weight is ours: rows [first_row, first_row + n), columns from first_k on.
 struct Part {
@@ -73,9 +77,10 @@ struct CpuExecutor::Impl {
   void RunProjections(Team::Member& member, const Op& op, int n_projections, int64_t n_rows, const Then& then);
   template <typename Then>
   void RunSparseLinear(Team::Member& member, const Op& op, const Bundles& bundles, const Then& then);
+  // Of rows [first_row, first_row + n_rows) and panels [begin, end).
   void ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin, int64_t end,
-                     int64_t n_rows);
-  void RunByForm(const LinearKernel& kernel, const Op& op, LinearArgs args, int64_t n_rows) const;
+                     int64_t first_row, int64_t n_rows);
+  void RunByForm(const LinearKernel& kernel, const Op& op, LinearArgs args, int64_t first_row, int64_t n_rows) const;
   void Quantize(const Op& op, bool wanted, int64_t row);
   void Receive(const Op& op, int64_t row);
   template <typename Then>
@@ -429,13 +434,18 @@ void CpuExecutor::Impl::RunProjections(Team::Member& member, const Op& op, int n
   const bool tiles = n_rows > kFewRows && prompt_form == PromptForm::kBf16;
   int64_t grain = std::max(for_bytes, n_panels / ((tiles ? kChunksPerMemberBf16 : kChunksPerMember) * team.size()));
   if (n_rows > kFewRows) grain = std::min(grain, tiles ? kMaxChunkPanelsBf16 : kMaxChunkPanels);
-  if (n_rows == 0) n_panels = 0;
+  const int64_t n_blocks = tiles ? 1 : std::clamp<int64_t>(n_rows / kMinRowsOfMember, 1, team.size());
+  const int64_t n_chunks = n_rows == 0 ? 0 : (n_panels + grain - 1) / grain;  // of each block of rows
   member.For(
-      n_panels, grain,
-      [&](int64_t begin, int64_t end) {
+      n_blocks * n_chunks, 1,
+      [&](int64_t chunk, int64_t) {
+        const int64_t block = chunk / n_chunks, first_row = n_rows * block / n_blocks;
+        const int64_t rows = n_rows * (block + 1) / n_blocks - first_row;
+        int64_t begin = chunk % n_chunks * grain, end = std::min(begin + grain, n_panels);
         for (int i = 0; i < n_projections && begin < end; ++i) {
           const int64_t here = Matrix(op.projections[i].weight).n_panels();
-          if (begin < here) ProjectPanels(op, op.projections[i], member.index(), begin, std::min(end, here), n_rows);
+          if (begin < here)
+            ProjectPanels(op, op.projections[i], member.index(), begin, std::min(end, here), first_row, rows);
           begin = std::max<int64_t>(0, begin - here);
           end -= here;
         }
@@ -444,33 +454,37 @@ void CpuExecutor::Impl::RunProjections(Team::Member& member, const Op& op, int n
 }
 
 void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin,
-                                      int64_t end, int64_t n_rows) {
+                                      int64_t end, int64_t first_row, int64_t n_rows) {
   const PackedMatrix& w = Matrix(projection.weight);
   const Part& part = parts[projection.weight];
-  float* y = Row(projection.out, 0) + part.first_row + begin * kPanelRows;
+  float* y = Row(projection.out, first_row) + part.first_row + begin * kPanelRows;
   if (w.format()) {
     const LinearArgs args{w.panel(begin),
-                          Quantized(0, w.k()),
+                          Quantized(first_row, w.k()),
                           ActivationRowBytes(w.k()),
                           y,
                           Stride(projection.out) * static_cast<int64_t>(sizeof(float)),
                           end - begin,
                           w.n_blocks(),
                           op.accumulate};
-    return RunByForm(kernels.at(w.type()), op, args, n_rows);
+    return RunByForm(kernels.at(w.type()), op, args, first_row, n_rows);
   }
-  const auto is_prompt = [&](int64_t row) { return step->prompt[op.wanted_rows ? step->wanted[row] : row] != 0; };
-  float_linear.Run({w, begin * kPanelRows, std::min(end * kPanelRows, w.n()), Row(op.in, 0) + part.first_k,
+  const auto is_prompt = [&](int64_t i) {
+    const int64_t row = first_row + i;
+    return step->prompt[op.wanted_rows ? step->wanted[row] : row] != 0;
+  };
+  float_linear.Run({w, begin * kPanelRows, std::min(end * kPanelRows, w.n()), Row(op.in, first_row) + part.first_k,
                     Stride(op.in), y, Stride(projection.out), n_rows, op.accumulate},
                    is_prompt, member);
 }
 
 // Where prompt rows stand in a form of their own, rows go through the product in runs of one form.
-void CpuExecutor::Impl::RunByForm(const LinearKernel& kernel, const Op& op, LinearArgs args, int64_t n_rows) const {
+void CpuExecutor::Impl::RunByForm(const LinearKernel& kernel, const Op& op, LinearArgs args, int64_t first_row,
+                                  int64_t n_rows) const {
   if (prompt_form == PromptForm::kPlanes || op.wanted_rows) return kernel.Run(args, n_rows);
-  for (int64_t row = 0, n; row < n_rows; row += n) {
+  for (int64_t row = first_row, end = first_row + n_rows, n; row < end; row += n) {
     const bool prompt = step->prompt[row];
-    for (n = 1; row + n < n_rows && (step->prompt[row + n] != 0) == prompt;) ++n;
+    for (n = 1; row + n < end && (step->prompt[row + n] != 0) == prompt;) ++n;
     if (prompt)
       kernel.RunPrompt(args, n);
     else
