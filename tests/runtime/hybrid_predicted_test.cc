@@ -132,7 +132,8 @@ TEST_CASE("hybrid predicted: streamed prompts have gates from rows") {
     CAPTURE(i);
     const Loaded& loaded = models[i % models.size()];
     const Logits expected = Play(*loaded.Start(loaded.predictors), RowKind::kPrompt, 0);
-    DeviceOptions options{.placement = RandomPlan(loaded, random)};
+    DeviceOptions options;
+    options.placement = RandomPlan(loaded, random);
     const int64_t piece_bytes = int64_t{1} << (10 + random() % 10);
     int64_t uploads[2];
     for (const bool streamed : {false, true}) {
