@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "models/check.h"
+#include "models/packed_format.h"
 
 namespace thermocline {
 namespace {
@@ -167,7 +168,9 @@ int64_t EmulatedDevice::free_bytes() const {
   return impl_->options.budget_bytes - impl_->counts.bytes_in_use;
 }
 
-bool EmulatedDevice::Supports(DType type) const { return impl_->executor->Supports(type); }
+bool EmulatedDevice::Supports(DType type) const {
+  return impl_->executor->Supports(type) && (!impl_->options.packed_only || FindPackedFormat(type));
+}
 
 bool EmulatedDevice::SupportsKv(KvTypes types) const { return !impl_->options.f16_kv_only || types == KvTypes{}; }
 

@@ -36,6 +36,7 @@ struct EmulatedDeviceOptions {
   double link_bytes_per_s = 0;  // of rows and panels between host and device, at most; 0: as fast as it is
   int64_t launch_ns = 0;        // an op takes at least so long
   bool f16_kv_only = false;
+  bool packed_only = false;  // weights in panels, not floats
   InjectedFailures failures{};
 };
 

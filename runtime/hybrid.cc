@@ -73,6 +73,9 @@ std::unique_ptr<Hybrid> Hybrid::Load(const GgufFile& file, const Model& model, T
     }
     if (options.placement && !UsesDevice(*options.placement))
       note("the placement leaves everything to the CPU");
+    else if (std::ranges::none_of(model.weights,
+                                  [&](const Weight& w) { return w.matrix && device.Supports(w.type()); }))
+      note(fmt::format("{} has no kernels for weights of these types; the CPU computes everything", device.name()));
     else
       note(fmt::format("{}: {:.1f} MB hold no part of this model; the CPU computes everything", device.name(),
                        static_cast<double>(device.free_bytes()) / (1 << 20)));

@@ -12,6 +12,7 @@
 
 #include "cpu/isa.h"
 #include "gpu/emulated_device.h"
+#include "runtime/device_plan.h"
 #include "runtime/emulated_ops.h"
 #include "runtime/engine.h"
 #include "tests/models/tiny_model.h"
@@ -248,6 +249,18 @@ TEST_CASE("hybrid: keys and values that a device cannot hold stay with the CPU, 
     }
     CHECK(Compare(expected, Play(*engine, RowKind::kGenerated), kRounded).worst <= kRounded);
   }
+}
+
+TEST_CASE("hybrid: a device without kernels for the weights is told from one without room") {
+  const Loaded loaded({.type = DType::kF16, .n_ff = 512});
+  std::vector<std::string> notes;
+  DeviceOptions options;
+  options.device = std::make_shared<EmulatedDevice>(
+      EmulatedDeviceOptions{.budget_bytes = int64_t{1} << 30, .packed_only = true}, MakeEmulatedOps());
+  options.on_note = [&](const std::string& text) { notes.push_back(text); };
+  CHECK(!UsesDevice(loaded.Start(options)->placement()));
+  REQUIRE(notes.size() == 1);
+  CHECK(notes[0] == "emulated device has no kernels for weights of these types; the CPU computes everything");
 }
 
 TEST_CASE("hybrid: where the file is gone or another one, every request says so until it is back") {
