@@ -121,6 +121,9 @@ class CudaDevice final : public Device {
   void Enter() const;
   void Check(cudaError_t code, const char* what);
   void Lose(cudaError_t code, const char* what) noexcept;
+  // What launches kernels: where that fails the device is lost.
+  template <typename Fn>
+  void Launching(const Fn& fn);
   void CopyIn(DeviceAddress to, std::span<const uint8_t> from);
   void UploadPages(const DeviceStep& step);
   void Prepare(std::vector<std::vector<DeviceOp>> programs, const DeviceLimits& limits);
@@ -218,6 +221,18 @@ void CudaDevice::Check(cudaError_t code, const char* what) {
   throw DeviceLost("{} is lost: {}: {}", name_, what, Words(code));
 }
 
+template <typename Fn>
+void CudaDevice::Launching(const Fn& fn) {
+  try {
+    fn();
+  } catch (const DeviceError&) {
+    throw;
+  } catch (const Error& error) {
+    Lose(cudaErrorLaunchFailure, error.what());
+    throw DeviceLost("{} is lost: {}", name_, LostBecause());
+  }
+}
+
 std::string CudaDevice::LostBecause() const {
   const std::lock_guard lock(mutex_);
   return lost_because_;
@@ -303,7 +318,7 @@ void CudaDevice::UploadPanels(const DeviceMatrix& to, int64_t begin, int64_t end
   const int64_t per_panel = PackedBytes(to.type, kPanelRows, to.k), bytes = (end - begin) * per_panel;
   const DeviceAddress at = to.data + begin * per_panel;
   CopyIn(at, {packed, static_cast<size_t>(bytes)});
-  cuda::LaunchInterleave(queue_, to.type, reinterpret_cast<uint8_t*>(at), end - begin, to.k);
+  Launching([&] { cuda::LaunchInterleave(queue_, to.type, reinterpret_cast<uint8_t*>(at), end - begin, to.k); });
   Check(cudaStreamSynchronize(stream_), "an upload");
 }
 
@@ -312,7 +327,7 @@ void CudaDevice::SetPrograms(std::vector<std::vector<DeviceOp>> programs, const 
   CHECK(programs_.empty());
   preparing_ = true;
   try {
-    Prepare(std::move(programs), limits);
+    Launching([&] { Prepare(std::move(programs), limits); });
   } catch (...) {
     ForgetPrograms();  // the host may come with smaller ones
     throw;
@@ -449,9 +464,8 @@ void CudaDevice::Begin(const DeviceStep& step) {
 void CudaDevice::Launch() noexcept {
   cudaSetDevice(index_);
   try {
-    launched_->Enqueue(queue_, shape_, false);
-  } catch (const Error& error) {
-    Lose(cudaErrorLaunchFailure, error.what());
+    Launching([&] { launched_->Enqueue(queue_, shape_, false); });
+  } catch (const DeviceError&) {
     Abandon();
   }
 }
