@@ -15,12 +15,6 @@ constexpr int64_t kMaxPieceBytes = int64_t{16} << 20, kPieceShare = 32;
 // Streaming may take so much of the memory; where it takes more, what is resident is worth more.
 constexpr int64_t kStreamShare = 8;
 
-bool SupportsWeightsOf(const Device& device, const Model& model, const Op& op) {
-  for (int i = 0; i < op.n_projections; ++i)
-    if (!device.Supports(model.weights[op.projections[i].weight].type())) return false;
-  return true;
-}
-
 // Placements in the order in which a device's memory is filled, by a step from 0 on, where nothing is on the device.
 class Filling {
  public:
@@ -73,22 +67,6 @@ bool UsesDevice(const Placement& placement) {
   return placement.head == Memory::kDevice ||
          std::any_of(placement.layers.begin(), placement.layers.end(),
                      [](const LayerPlacement& layer) { return layer.n_hot > 0 || layer.attention == Memory::kDevice; });
-}
-
-Placement Restrict(const Device& device, const Model& model, KvTypes kv_types, Placement placement) {
-  for (LayerPlacement& layer : placement.layers)
-    if (!device.SupportsKv(kv_types)) layer.kv = Memory::kCpu;
-  const Model ordered = Reorder(model, placement.orders);
-  for (const Op& op : ordered.program.ops) {
-    if (op.kind != OpKind::kLinear || SupportsWeightsOf(device, ordered, op)) continue;
-    if (op.layer < 0)
-      placement.head = Memory::kCpu;
-    else if (op.in == Slot::kGate || op.projections[0].out == Slot::kGate)
-      placement.layers[op.layer].n_hot = 0;
-    else
-      placement.layers[op.layer].attention = placement.layers[op.layer].kv = Memory::kCpu;
-  }
-  return placement;
 }
 
 int64_t SuitablePieceBytes(int64_t budget_bytes) { return std::min(kMaxPieceBytes, budget_bytes / kPieceShare); }

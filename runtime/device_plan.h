@@ -18,8 +18,6 @@ Placement FillDevice(const Device& device, const Model& model, KvTypes kv_types,
                      int64_t budget_bytes, int64_t piece_bytes, const HotNeurons* hot);
 // Of a streamed weight, in that much memory.
 int64_t SuitablePieceBytes(int64_t budget_bytes);
-// `placement` without the weights that the device cannot multiply, and keys and values that it cannot hold.
-Placement Restrict(const Device& device, const Model& model, KvTypes kv_types, Placement placement);
 
 KvLayout LayoutOf(const Placement& placement, const ModelConfig& config, KvTypes kv_types);
 bool UsesDevice(const Placement& placement);

@@ -18,6 +18,12 @@ int64_t CutColumns(DType type) {
   return std::max(Info(type).block, format ? format->block_k() : 1);
 }
 
+bool SupportsWeightsOf(const Device& device, const Model& model, const Op& op) {
+  for (int i = 0; i < op.n_projections; ++i)
+    if (!device.Supports(model.weights[op.projections[i].weight].type())) return false;
+  return true;
+}
+
 // A buffer is free again for whoever knows that its rows were read: for the reader, and for the writer once the reader
 // has sent something since.
 void ShareBuffers(SplitModel& split) {
@@ -225,6 +231,22 @@ class Splitter {
 SplitModel Split(const Model& model, const Placement& placement) {
   CHECK(IsPlacementOf(placement, model.config));
   return Splitter(Reorder(model, placement.orders), placement).Run();
+}
+
+Placement Restrict(const Device& device, const Model& model, KvTypes kv_types, Placement placement) {
+  for (LayerPlacement& layer : placement.layers)
+    if (!device.SupportsKv(kv_types)) layer.kv = Memory::kCpu;
+  const Model ordered = Reorder(model, placement.orders);
+  for (const Op& op : ordered.program.ops) {
+    if (op.kind != OpKind::kLinear || SupportsWeightsOf(device, ordered, op)) continue;
+    if (op.layer < 0)
+      placement.head = Memory::kCpu;
+    else if (op.in == Slot::kGate || op.projections[0].out == Slot::kGate)
+      placement.layers[op.layer].n_hot = 0;
+    else
+      placement.layers[op.layer].attention = placement.layers[op.layer].kv = Memory::kCpu;
+  }
+  return placement;
 }
 
 }  // namespace thermocline

@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "gpu/device.h"
 #include "models/model.h"
 #include "predictor/placement.h"
 
@@ -27,5 +28,7 @@ struct SplitModel {
 
 // `placement` is one of the model. All channels are passed once in every step, in the order of both lists.
 SplitModel Split(const Model& model, const Placement& placement);
+// `placement` without the weights that the device cannot multiply, and keys and values that it cannot hold.
+Placement Restrict(const Device& device, const Model& model, KvTypes kv_types, Placement placement);
 
 }  // namespace thermocline

@@ -4,7 +4,6 @@
 
 #include "cpu/panel_copy.h"
 #include "models/check.h"
-#include "runtime/device_plan.h"
 
 namespace thermocline {
 namespace {
