@@ -9,9 +9,10 @@
 //
 // Groups in which no row of the tile has a lo plane take a path of their own, to the same bits: their dots are
 // multiples of 256, which a scale 256 times as large makes up for. It is bound by the two ports for 512 bits: 8
-// vpdpbusd, conversion, product and fma per group, row and panel, so 8/11 of the peak of vpdpbusd (8/12 with mins);
-// with both planes 16/21. Both planes go into the same sum, the high one first, shifted by 8 bits in between. Where a
-// row or two have the plane, which is what large groups come to, only these multiply by it: a third path.
+// vpdpbusd, product and fma per group, row and panel, so 8/10 of the peak of vpdpbusd (8/11 with mins), and one less
+// where conversion shares the ports, as on Intel. Both planes go into the same sum, the high one first, shifted by 8
+// bits in between: 16/20. Where some rows have the plane, which is what large groups come to, only these multiply by
+// it, and take the other scale.
 //
 // While a tile is computed the lines of the next one are fetched: rows of x come from L2, or from the last level once
 // for all panels of a call, and y's lines have been away for the whole K block.
