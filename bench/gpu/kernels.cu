@@ -115,7 +115,7 @@ void TimeLinear(const cuda::Queue& queue, double bandwidth, DType type, const Sh
   float* in = reinterpret_cast<float*>(Allocate(int64_t{m} * shape.k * 4));
   float* y = reinterpret_cast<float*>(Allocate(int64_t{m} * shape.n * 4));
   Fill(reinterpret_cast<uint8_t*>(in), int64_t{m} * shape.k * 4);
-  cuda::LaunchQuantize(queue, {in, shape.k}, shape.k, shape.k, nullptr, nullptr, x, m);
+  cuda::LaunchQuantize(queue, {in, shape.k}, shape.k, shape.k, {}, x, m);
   CheckCuda(cudaDeviceSynchronize(), "quantize");
   const double us = TimeGraph(queue.stream,
                               [&] {
@@ -158,7 +158,7 @@ void TimeSmall(const cuda::Queue& queue) {
   norm.quantized = activations;
   report("norm 4096, rounded", [&] { cuda::LaunchNorm(queue, norm, 1); });
   report("quantize 4096", [&] {
-    cuda::LaunchQuantize(queue, {x, kEmbd}, kEmbd, kEmbd, nullptr, nullptr, activations, 1);
+    cuda::LaunchQuantize(queue, {x, kEmbd}, kEmbd, kEmbd, {}, activations, 1);
   });
   report("gated activation 11008, rounded", [&] {
     cuda::LaunchAct(queue, {x, kFf}, {x + kFf, kFf}, Activation::kSilu, kFf, {x, kFf}, activations, 1);
