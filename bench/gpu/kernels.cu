@@ -157,9 +157,7 @@ void TimeSmall(const cuda::Queue& queue) {
   norm.out = {x + 2 * kEmbd, kEmbd};
   norm.quantized = activations;
   report("norm 4096, rounded", [&] { cuda::LaunchNorm(queue, norm, 1); });
-  report("quantize 4096", [&] {
-    cuda::LaunchQuantize(queue, {x, kEmbd}, kEmbd, kEmbd, {}, activations, 1);
-  });
+  report("quantize 4096", [&] { cuda::LaunchQuantize(queue, {x, kEmbd}, kEmbd, kEmbd, {}, activations, 1); });
   report("gated activation 11008, rounded", [&] {
     cuda::LaunchAct(queue, {x, kFf}, {x + kFf, kFf}, Activation::kSilu, kFf, {x, kFf}, activations, 1);
   });
