@@ -142,11 +142,11 @@ struct Op {
   int16_t channel = -1;  // kSend, kReceive: which of the places where the two sides meet; kSendPanels: which piece
 
   // kLinear: prompt rows of `in` stand in 16 bits where a group's squared scale is more than so many times the row's
-  // mean, else in 8; negative: all in 16 (HACKING.md "Numerics").
+  // mean, else in 8; negative: all in 16 (HACKING.md "Numerics"). q, k and v bear less than what follows them.
   float large_group() const {
     if (wanted_rows || layer < 0) return -1;
-    const bool ffn = in == Slot::kGate || projections[0].out == Slot::kGate || projections[0].out == Slot::kUp;
-    return ffn ? 2 : 1.5f;
+    const Slot out = projections[0].out;
+    return out == Slot::kQuery || out == Slot::kKey || out == Slot::kValue ? 0.5f : 2;
   }
 };
 
