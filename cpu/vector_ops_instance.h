@@ -4,6 +4,7 @@
 #include "cpu/vector_ops_attention.h"
 #include "cpu/vector_ops_gemv.h"
 #include "cpu/vector_ops_kv.h"
+#include "cpu/vector_ops_outer.h"
 #include "cpu/vector_ops_quantize.h"
 
 namespace thermocline {
