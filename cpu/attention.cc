@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "models/check.h"
 
@@ -10,6 +11,8 @@ namespace thermocline {
 namespace {
 
 constexpr int kPagesPerSplit = kSplitTokens / kPageTokens;
+// Queries of a block where there are not enough blocks of kMaxQueries to share out.
+constexpr int kFewQueries = 32;
 
 int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -24,6 +27,17 @@ void MergeStates(const VectorOps& ops, int n_head, int head_dim, const float* ot
   }
 }
 
+Attention::States::States(int64_t n, int64_t n_queries, int head_dim)
+    : n_queries_(RoundUp(n_queries, 16)),
+      floats_(2 * n_queries_ + RoundUp(n_queries * head_dim, 16)),
+      buffer_(n * floats_ * static_cast<int64_t>(sizeof(float)), "attention") {}
+
+Attention::State Attention::States::At(int64_t i) const {
+  float* base = buffer_.as<float>() + i * floats_;
+  return {base, base + n_queries_, base + 2 * n_queries_};
+}
+
+// Groups of more than kMaxQueries heads go through AttentionSplit in pieces.
 Attention::Attention(const VectorOps& ops, const ModelConfig& config, const KvLayout& layout, int max_rows,
                      int n_threads)
     : ops_(ops),
@@ -31,27 +45,30 @@ Attention::Attention(const VectorOps& ops, const ModelConfig& config, const KvLa
       head_dim_(config.head_dim),
       n_head_kv_(config.n_head_kv),
       group_(config.n_head / config.n_head_kv),
-      rows_per_block_(std::max(1, kMaxQueries / group_)),
-      n_threads_(n_threads) {
-  // Groups of more than kMaxQueries heads go through AttentionSplit in pieces.
-  const int64_t n_queries = static_cast<int64_t>(rows_per_block_) * group_;
-  state_floats_ = RoundUp(2 * RoundUp(n_queries, 16) + n_queries * head_dim_, 16);
-  queries_floats_ = RoundUp(n_queries * head_dim_, 16) + RoundUp(n_queries, 16);
-  member_floats_ = 2 * state_floats_ + queries_floats_;
+      few_rows_(std::max(1, kFewQueries / group_)),
+      many_rows_(std::max(1, kMaxQueries / group_)),
+      n_threads_(n_threads),
+      queries_floats_(RoundUp(int64_t{many_rows_} * group_ * head_dim_, 16) + RoundUp(many_rows_ * group_, 16)),
+      partials_(2 * n_threads * kWave, few_rows_ * group_, head_dim_),  // SplitsApart
+      items_(2 * n_threads, few_rows_ * group_, head_dim_),
+      members_(2 * n_threads, many_rows_ * group_, head_dim_),
+      queries_(n_threads * queries_floats_ * static_cast<int64_t>(sizeof(float)), "attention") {
   blocks_.reserve(max_rows);
-  const int64_t max_items = 2 * n_threads;  // SplitsApart
-  partials_ = Buffer(max_items * kWave * state_floats_ * 4, "attention");
-  items_ = Buffer(max_items * state_floats_ * 4, "attention");
-  members_ = Buffer(n_threads * member_floats_ * 4, "attention");
 }
 
 void Attention::Prepare(const StepView& step) {
   blocks_.clear();
+  const int64_t n_large =
+      std::accumulate(step.spans.begin(), step.spans.end(), int64_t{0},
+                      [&](int64_t n, const SpanView& span) { return n + span.n_rows / many_rows_; });
+  const int most = n_large * n_head_kv_ >= 4 * n_threads_ ? many_rows_ : few_rows_;
   int last = 0;
   for (const SpanView& span : step.spans) {
-    for (int row = 0; row < span.n_rows; row += rows_per_block_)
-      blocks_.push_back(
-          {&span, span.first_row + row, std::min(rows_per_block_, span.n_rows - row), span.first_position + row});
+    for (int row = 0, n; row < span.n_rows; row += n) {
+      const bool prompt = step.prompt[span.first_row + row];
+      for (n = 1; n < most && row + n < span.n_rows && (step.prompt[span.first_row + row + n] != 0) == prompt;) ++n;
+      blocks_.push_back({&span, span.first_row + row, n, span.first_position + row, prompt});
+    }
     last = std::max(last, span.first_position + span.n_rows - 1);
   }
   n_splits_ = last / kSplitTokens + 1;
@@ -61,19 +78,6 @@ bool Attention::SplitsApart(const AttentionIo& io) const {
   const int64_t n_items = static_cast<int64_t>(blocks_.size()) * n_head_kv_;
   const bool several = n_splits_ > 1 && (io.window == 0 || io.window > kSplitTokens);
   return several && n_items <= 2 * n_threads_;
-}
-
-Attention::State Attention::StateAt(float* base) const {
-  const int64_t padded = RoundUp(static_cast<int64_t>(rows_per_block_) * group_, 16);
-  return {base, base + padded, base + 2 * padded};
-}
-
-Attention::State Attention::MemberState(int member, int i) const {
-  return StateAt(members_.as<float>() + member * member_floats_ + i * state_floats_);
-}
-
-float* Attention::MemberQueries(int member) const {
-  return members_.as<float>() + member * member_floats_ + 2 * state_floats_;
 }
 
 bool Attention::Visible(const Block& block, int64_t split, const AttentionIo& io) const {
@@ -112,8 +116,8 @@ bool Attention::ComputeSplit(int member, int64_t item, int64_t split, const Stat
   for (int i = 0; i < n_queries; i += kMaxQueries) {
     const int64_t at = static_cast<int64_t>(i) * head_dim_;
     ops_.attention_split({q + at, position + i, std::min(kMaxQueries, n_queries - i), head_dim_, io.window,
-                          layout_.types, pages, end_page - first_page, next, first_page * kPageTokens, out.max + i,
-                          out.sum + i, out.acc + at});
+                          block.prompt, layout_.types, pages, end_page - first_page, next, first_page * kPageTokens,
+                          out.max + i, out.sum + i, out.acc + at});
   }
   return true;
 }
@@ -130,7 +134,7 @@ void Attention::Merge(const Block& block, const State& part, const State& total)
 }
 
 void Attention::WholeItem(int member, int64_t item, const AttentionIo& io) const {
-  const State total = MemberState(member, 0), part = MemberState(member, 1);
+  const State total = members_.At(2 * member), part = members_.At(2 * member + 1);
   Reset(BlockOf(item), total);
   for (int64_t split = 0; split < n_splits_; ++split)
     if (ComputeSplit(member, item, split, part, io)) Merge(BlockOf(item), part, total);

@@ -67,21 +67,30 @@ class Attention {
  private:
   static constexpr int kWave = 16;
 
-  struct Block {  // rows of one span that are attended for together
+  struct Block {  // rows of one span and one kind that are attended for together
     const SpanView* span;
     int first_row, n_rows;  // of the batch
     int first_position;
+    bool prompt;
   };
   struct State {  // of a block's queries against some of the keys, see AttentionSplit
     float *max, *sum, *acc;
   };
+  class States {
+   public:
+    States(int64_t n, int64_t n_queries, int head_dim);
+    State At(int64_t i) const;
+
+   private:
+    int64_t n_queries_, floats_;
+    Buffer buffer_;
+  };
 
   bool SplitsApart(const AttentionIo& io) const;
-  State StateAt(float* base) const;
-  State PartialState(int64_t i) const { return StateAt(partials_.as<float>() + i * state_floats_); }
-  State ItemState(int64_t item) const { return StateAt(items_.as<float>() + item * state_floats_); }
-  State MemberState(int member, int i) const;
-  float* MemberQueries(int member) const;
+  // Of blocks of few rows, as splits go apart only where items are few.
+  State PartialState(int64_t i) const { return partials_.At(i); }
+  State ItemState(int64_t item) const { return items_.At(item); }
+  float* MemberQueries(int member) const { return queries_.as<float>() + member * queries_floats_; }
   // False when no query of the block sees a token of the split; `out` is untouched then.
   bool ComputeSplit(int member, int64_t item, int64_t split, const State& out, const AttentionIo& io) const;
   void WholeItem(int member, int64_t item, const AttentionIo& io) const;
@@ -96,11 +105,13 @@ class Attention {
   const VectorOps& ops_;
   const KvLayout& layout_;
   int head_dim_, n_head_kv_, group_;  // group: query heads per KV head
-  int rows_per_block_, n_threads_;
+  int few_rows_, many_rows_;          // of a block
+  int n_threads_;
   int64_t n_splits_ = 0;
-  int64_t state_floats_, member_floats_, queries_floats_;
+  int64_t queries_floats_;
   std::vector<Block> blocks_;
-  Buffer partials_, items_, members_;
+  States partials_, items_, members_;
+  Buffer queries_;
 };
 
 }  // namespace thermocline

@@ -272,6 +272,8 @@ std::vector<double> DecodeMeter::Attention(KvTypes types, int n_tokens) {
     for (int64_t i = 0; i < n; ++i) pages[kind].push_back(memory[kind].data() + i * layout.page_bytes[kind]);
     span.pages[kind] = pages[kind].data();
   }
+  const uint8_t generated = 0;
+  step.prompt = {&generated, 1};
   step.spans = {&span, 1};
   thermocline::Attention attention(ops_, config, layout, 1, team_.size());
   attention.Prepare(step);

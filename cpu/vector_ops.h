@@ -14,7 +14,7 @@
 namespace thermocline {
 
 inline constexpr int kSplitTokens = 512;  // tokens whose attention is one partial result, merged in order
-inline constexpr int kMaxQueries = 32;    // queries per AttentionSplit
+inline constexpr int kMaxQueries = 128;   // queries per AttentionSplit
 
 // softmax(q K^T) V of n_queries queries over the tokens of one split, all of one KV head, by online softmax over pages
 // (arXiv:2205.14135). Leaves the unnormalized state, so that splits can be merged.
@@ -24,6 +24,7 @@ struct AttentionSplit {
   int n_queries;
   int head_dim;  // 1 to kMaxHeadDim; a multiple of 32 is fast
   int window;    // 0: all
+  bool prompt;   // of prompt rows: keys and values in F16 may be rounded to 13 bits
   KvTypes types;
   const uint8_t* const* pages;  // (n_pages): keys and values of the head, as models/kv_layout.h says
   int n_pages;

@@ -4,6 +4,7 @@
 
 #include "cpu/vector_ops_attention_f16.h"
 #include "cpu/vector_ops_attention_q8.h"
+#include "cpu/vector_ops_attention_staged.h"
 
 namespace thermocline {
 namespace {
@@ -15,9 +16,11 @@ void Attention(const AttentionSplit& args) {
   for (int64_t i = 0; i < int64_t{n_queries} * args.head_dim; ++i) args.acc[i] = 0;
   const auto [key_type, value_type] = args.types;
   PageState page;
-  Staged stage;
-  QueriesQ16 queries;
-  if (key_type == DType::kQ8_0) QuantizeQueries<V>(args, queries);
+  IntQueries queries;
+  if (key_type == DType::kQ8_0)
+    QuantizeQueries<V, In8Bits>(args, queries);
+  else if (args.prompt)
+    QuantizeQueries<V, In13Bits>(args, queries);
   for (int p = 0; p < args.n_pages; ++p) {
     const int64_t token = args.first_token + int64_t{p} * kPageTokens;
     bool any = false;
@@ -34,13 +37,17 @@ void Attention(const AttentionSplit& args) {
     const uint8_t* next = p + 1 < args.n_pages ? args.pages[p + 1] : args.next;
     if (key_type == DType::kQ8_0)
       ScoresQ8<V>(args, queries, keys, values, page);
+    else if (args.prompt)
+      ScoresStaged<V>(args, queries, keys, page);
     else
-      ScoresF16<V>(args, keys, values, stage, page);
+      ScoresF16<V>(args, keys, values, page);
     for (int i = 0; i < n_queries; ++i) Softmax<V>(page, i, args.max + i, args.sum + i);
     if (value_type == DType::kQ8_0)
       WeightedValuesQ8<V>(args, values, next, page);
+    else if (args.prompt)
+      WeightedValuesStaged<V>(args, values, page);
     else
-      WeightedValuesF16<V>(args, values, next, stage, page);
+      WeightedValuesF16<V>(args, values, next, page);
   }
 }
 

@@ -72,17 +72,6 @@ void OfHeight(int height, int first, const Tile& tile) {
     OfHeight<kVectors, kLeast, kMost - 1>(height, first, tile);
   }
 }
-template <typename V>
-constexpr int kMostInOneTile = 2 * V::kTileQueries;
-// All queries in one tile.
-template <typename V, typename Tile>
-void OneTile(int n_queries, const Tile& tile) {
-  if (n_queries <= V::kTileQueries) {
-    OfHeight<V::kTileVectors, 1, V::kTileQueries>(n_queries, 0, tile);
-  } else {
-    OfHeight<V::kTileVectors / 2, V::kTileQueries + 1, kMostInOneTile<V>>(n_queries, 0, tile);
-  }
-}
 // In several, as even as possible.
 template <int kVectors, int kMost, typename Tile>
 void EvenTiles(int n_queries, const Tile& tile) {
@@ -98,7 +87,15 @@ void WideTiles(int n_queries, const Tile& tile) {
 }
 template <typename V, typename Tile>
 void TallTiles(int n_queries, const Tile& tile) {
-  EvenTiles<V::kTileVectors / 2, kMostInOneTile<V>>(n_queries, tile);
+  EvenTiles<V::kTileVectors / 2, 2 * V::kTileQueries>(n_queries, tile);
+}
+// Where keys and values are converted as they are loaded: wide if one tile has room for all queries.
+template <typename V, typename Tile>
+void TilesOverHalves(int n_queries, const Tile& tile) {
+  if (n_queries <= V::kTileQueries)
+    WideTiles<V>(n_queries, tile);
+  else
+    TallTiles<V>(n_queries, tile);
 }
 
 }  // namespace

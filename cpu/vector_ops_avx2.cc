@@ -84,6 +84,24 @@ struct Avx2 {
     for (int i = 0; i < 2 * n; ++i) first[i] = p[i];
     return LoadPairs(first);
   }
+  static I LoadPairs(const int16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static I LoadPairs(const int16_t* p, int) { return LoadPairs(p); }  // a whole register is there
+  static void StorePairs(int16_t* p, I even, I odd) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_blend_epi16(even, _mm256_slli_epi32(odd, 16), 0xAA));
+  }
+  static I AbsHalves(const uint16_t* p) {
+    return _mm256_and_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_set1_epi16(0x7FFF));
+  }
+  static I AbsHalves(const uint16_t* p, int n) {
+    uint16_t first[2 * kLanes] = {};
+    for (int i = 0; i < n; ++i) first[i] = p[i];
+    return AbsHalves(first);
+  }
+  static I MaxHalves(I a, I b) { return _mm256_max_epi16(a, b); }
+  static void StoreHalves(uint16_t* p, I x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+  static uint16_t ReduceMaxHalves(I x) {
+    return MaxOf8(_mm_max_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+  }
   static I DotPairs(I sum, I a, I b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
   static void StoreS16(int16_t* p, I x) {
     const __m128i low = _mm256_castsi256_si128(x), high = _mm256_extracti128_si256(x, 1);

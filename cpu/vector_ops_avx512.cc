@@ -59,6 +59,21 @@ struct Avx512 {
   static I LoadPairs(const int8_t* p, int n) {
     return _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8((uint32_t{1} << 2 * n) - 1, p));  // n < 16
   }
+  static I LoadPairs(const int16_t* p) { return _mm512_loadu_si512(p); }
+  static I LoadPairs(const int16_t* p, int) { return LoadPairs(p); }  // a whole register is there
+  static void StorePairs(int16_t* p, I even, I odd) {
+    _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xAAAAAAAA, even, _mm512_slli_epi32(odd, 16)));
+  }
+  static I AbsHalves(const uint16_t* p) { return _mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi16(0x7FFF)); }
+  static I AbsHalves(const uint16_t* p, int n) {
+    return _mm512_and_si512(_mm512_maskz_loadu_epi16((uint32_t{1} << n) - 1, p), _mm512_set1_epi16(0x7FFF));
+  }
+  static I MaxHalves(I a, I b) { return _mm512_max_epi16(a, b); }
+  static void StoreHalves(uint16_t* p, I x) { _mm512_storeu_si512(p, x); }
+  static uint16_t ReduceMaxHalves(I x) {
+    const __m256i max = _mm256_max_epi16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    return MaxOf8(_mm_max_epi16(_mm256_castsi256_si128(max), _mm256_extracti128_si256(max, 1)));
+  }
   static I DotPairs(I sum, I a, I b) {
     // Not the intrinsic: around it GCC 12 copies every sum to another register and back.
     asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));

@@ -4,8 +4,10 @@
 //   V::F, V::I             floats, int32s of one register; V::kLanes of them
 //   V::Load, LoadHalf, LoadBf16 (p), and (p, n): the first n < kLanes only, zeros behind them
 //   V::Store, StoreHalf (p, v), and (p, v, n)
-//   V::LoadPairs (p), (p, n)   two neighbouring s8 in each lane, as s16; V::DotPairs (sum, a, b) adds their two
-//   products V::Min, Max            give the second operand where one is NaN
+//   V::LoadPairs (p), (p, n)   two neighbouring s8 or s16 in each lane, as s16; V::DotPairs (sum, a, b) adds their two
+//                          products; V::StorePairs (p, even, odd) makes such pairs of int32s
+//   V::AbsHalves (p), MaxHalves   F16 without sign as 16-bit integers, which order as they do, NaN above all
+//   V::Min, Max            give the second operand where one is NaN
 //
 // Everything is in an anonymous namespace and calls nothing of the standard library: an inline function compiled here
 // with wide instructions must never be the copy that the linker keeps for the rest of the program.
@@ -22,6 +24,11 @@ constexpr float kInfinity = __builtin_inff();
 
 inline int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t Most(int64_t a, int64_t b) { return a > b ? a : b; }
+// The largest of 8 numbers from 0 to 0x7FFF.
+inline uint16_t MaxOf8(__m128i x) {
+  const __m128i below = _mm_sub_epi16(_mm_set1_epi16(0x7FFF), x);
+  return static_cast<uint16_t>(0x7FFF - _mm_cvtsi128_si32(_mm_minpos_epu16(below)));
+}
 inline float Sqrt(float x) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(x))); }
 
 // e^x within 1 ulp, 0 below -104, infinite above 88.73; NaN stays. x = n ln 2 + r with |r| <= ln 2 / 2, and

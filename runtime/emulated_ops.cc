@@ -231,7 +231,7 @@ void EmulatedOps::Attend(const DeviceOp& op, const DeviceStep& step) {
     const int n_pages = (span.first_position + span.n_rows - 1) / kPageTokens + 1;
     for (int i = 0; i < n_pages; ++i) pages_.push_back(reinterpret_cast<uint8_t*>(span.pages[op.kv_kind][i]));
   }
-  attention_->Prepare({.tokens = {}, .positions = {}, .prompt = {}, .spans = spans_, .wanted = {}});
+  attention_->Prepare({.tokens = {}, .positions = {}, .prompt = step.prompt, .spans = spans_, .wanted = {}});
   attention_->RunAlone({Row(op.in, 0),
                         op.in.stride,
                         Row(op.out, 0),

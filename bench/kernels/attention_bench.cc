@@ -60,7 +60,8 @@ class Kv {
 };
 
 // One iteration is one split; consecutive ones walk through `kv`.
-void RunSplits(benchmark::State& state, const VectorOps& ops, const Shape& shape, const Kv& kv, int n_queries) {
+void RunSplits(benchmark::State& state, const VectorOps& ops, const Shape& shape, const Kv& kv, int n_queries,
+               bool prompt) {
   const int first_token = 4096 - kSplitTokens;
   std::vector<float> q(n_queries * shape.head_dim), max(n_queries), sum(n_queries), acc(q.size());
   const std::vector<int32_t> position(n_queries, 4096);
@@ -71,8 +72,8 @@ void RunSplits(benchmark::State& state, const VectorOps& ops, const Shape& shape
   for (auto _ : state) {
     for (int p = 0; p < kSplitPages; ++p) pages[p] = kv.Page(at + p);
     at = (at + kSplitPages) % kv.n_pages();
-    ops.attention_split({q.data(), position.data(), n_queries, shape.head_dim, 0, kv.types(), pages, kSplitPages,
-                         kv.Page(at), first_token, max.data(), sum.data(), acc.data()});
+    ops.attention_split({q.data(), position.data(), n_queries, shape.head_dim, 0, prompt, kv.types(), pages,
+                         kSplitPages, kv.Page(at), first_token, max.data(), sum.data(), acc.data()});
     benchmark::ClobberMemory();
   }
   const double bytes = double(kSplitPages) * kv.PageBytes();
@@ -93,7 +94,7 @@ const bool kRegistered = [] {
           benchmark::RegisterBenchmark(name.c_str(), [=, &ops](benchmark::State& state) {
             const Shape heads = decode ? shape : Shape{shape.name, shape.group, shape.head_dim, 1};
             const Kv kv(ops, heads, {type, type}, decode ? 4096 : kSplitTokens);
-            RunSplits(state, ops, heads, kv, decode ? shape.group : kMaxQueries);
+            RunSplits(state, ops, heads, kv, decode ? shape.group : kMaxQueries, !decode);
           });
         }
     }
