@@ -340,7 +340,7 @@ void CpuExecutor::Impl::Quantize(const Op& op, bool wanted, int64_t row) {
   }
   const bool prompt = !wanted && step->prompt[row];
   if (prompt && prompt_form == PromptForm::kBf16) return RoundToBf16(x, k, Quantized(row, k));
-  ops.quantize(x, k, prompt ? op.large_group() : kAllGroups, Quantized(row, k));
+  ops.quantize(x, k, prompt ? op.large_group : kAllGroups, Quantized(row, k));
   if (generated) sparse_ffn.KeepInput(*bundles, row, Quantized(row, k));
 }
 

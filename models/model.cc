@@ -13,6 +13,9 @@
 namespace thermocline {
 namespace {
 
+// Op::large_group, by what they cost and what they gain (HACKING.md "Numerics").
+constexpr float kLargeGroup = 2, kLargeGroupOfQkv = 1.25f;
+
 // Finds tensors by name, checks their shapes and writes the program, op by op.
 class Builder {
  public:
@@ -215,6 +218,7 @@ void Builder::Residual(int layer, Slot in, int64_t k, const std::string& product
   const Projection projection = Project(product, config_.n_embd, k, out);
   Op& op = Emit(OpKind::kLinear, layer, in, out);
   op.accumulate = !through_norm;
+  op.large_group = kLargeGroup;
   op.projections[0] = projection;
   op.n_projections = 1;
   op.end = in == Slot::kGate ? config_.n_ff : 0;
@@ -229,6 +233,7 @@ void Builder::Attention(int layer) {
                                          Project(Name(layer, "attn_k"), kv_width, config_.n_embd, Slot::kKey),
                                          Project(Name(layer, "attn_v"), kv_width, config_.n_embd, Slot::kValue)};
   Op& op = Emit(OpKind::kLinear, layer, Slot::kNormed, Slot::kQuery);
+  op.large_group = kLargeGroupOfQkv;
   op.projections = qkv;
   op.n_projections = 3;
   if (config_.arch.qk_norm) {
@@ -250,6 +255,7 @@ void Builder::FeedForward(int layer) {
   if (gated) projections[0] = Project(Name(layer, "ffn_gate"), config_.n_ff, config_.n_embd, Slot::kGate);
   projections[gated] = Project(Name(layer, "ffn_up"), config_.n_ff, config_.n_embd, gated ? Slot::kUp : Slot::kGate);
   Op& op = Emit(OpKind::kLinear, layer, Slot::kNormed, Slot::kGate);
+  op.large_group = kLargeGroup;
   op.projections = projections;
   op.n_projections = 1 + gated;
   Op& act = Emit(gated ? OpKind::kGatedAct : OpKind::kAct, layer, Slot::kGate, Slot::kGate);

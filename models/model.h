@@ -142,12 +142,8 @@ struct Op {
   int16_t channel = -1;  // kSend, kReceive: which of the places where the two sides meet; kSendPanels: which piece
 
   // kLinear: prompt rows of `in` stand in 16 bits where a group's squared scale is more than so many times the row's
-  // mean, else in 8; negative: all in 16 (HACKING.md "Numerics"). q, k and v bear less than what follows them.
-  float large_group() const {
-    if (wanted_rows || layer < 0) return -1;
-    const Slot out = projections[0].out;
-    return out == Slot::kQuery || out == Slot::kKey || out == Slot::kValue ? 0.5f : 2;
-  }
+  // mean, else in 8; negative: all in 16 (HACKING.md "Numerics").
+  float large_group = -1;
 };
 
 // (rope_dims / 2): radians per position of a kRope op's pairs. `factors`: the weight rope_factors, or null.

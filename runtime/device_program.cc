@@ -150,7 +150,7 @@ class Lowering {
           Emit(op.projections[0].out == Slot::kLogits ? DeviceOpKind::kLogits : DeviceOpKind::kLinear, op);
       const StreamedPiece* rest = streams ? &pieces_[n_pieces_] : nullptr;
       linear.in = down ? Columns(op.in, 0, rest ? rest->first_k + rest->lead : op.end) : Rows(op.in);
-      linear.large_group = op.large_group();
+      linear.large_group = op.large_group;
       linear.n_projections = op.n_projections;
       for (int p = 0; p < op.n_projections; ++p) {
         const Projection& from = op.projections[p];
@@ -177,7 +177,7 @@ class Lowering {
     receive.taken = receive.flag + 1;
     DeviceOp& linear = Emit(DeviceOpKind::kLinear, op);
     linear.accumulate |= added;
-    linear.large_group = op.large_group();
+    linear.large_group = op.large_group;
     linear.in = op.in == Slot::kGate ? Columns(op.in, piece.first_k, op.end - piece.first_k) : Rows(op.in);
     linear.lead = piece.lead;
     linear.n_projections = 1;

@@ -76,7 +76,7 @@ struct Engine::Impl {
   uint64_t identity = 0;                  // of the file, where it may be needed again
   std::unique_ptr<Hybrid> hybrid;         // null: the CPU computes everything
   bool lost = false;                      // the device, and no Reload since
-  int streamed_rows = INT_MAX;            // steps of so many rows, all of prompts, are streamed
+  int streamed_rows = INT_MAX;            // steps of so many rows, all but one of prompts, are streamed
   std::unique_ptr<CpuExecutor> executor;  // null only where a Reload failed, until one succeeds
   // The file as Reorder reads it, open from the first time on.
   struct Source {
@@ -251,7 +251,7 @@ StepView Engine::Impl::View() {
           spans,
           wanted,
           n_prompt > 0 ? n_threads_batch : n_threads,
-          n_prompt == n_rows && n_rows >= streamed_rows};
+          n_rows >= streamed_rows && n_rows - n_prompt <= 1};
 }
 
 bool Engine::Impl::RunHalves(const StepView& step) {

@@ -22,6 +22,8 @@ namespace thermocline {
 
 class Tracer;
 
+// How exactly a row is computed (HACKING.md "Numerics"). The last row of a prompt is of the second kind too: it chooses
+// the first token of the answer, and no attention averages over its roundings.
 enum class RowKind : uint8_t { kPrompt, kGenerated };
 
 // One token of one sequence. Consecutive rows of a sequence form a span and have consecutive positions, the first one

@@ -26,6 +26,7 @@ void EngineDecoder::Feed(std::span<const TokenId> tokens, int position, RowKind 
   batch_.clear();
   for (const TokenId token : tokens) batch_.push_back({token, sequence_, position++, kind, false});
   batch_.back().logits = logits;
+  if (logits) batch_.back().kind = RowKind::kGenerated;
   engine_.Step(batch_);
 }
 

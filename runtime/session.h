@@ -21,7 +21,8 @@ class Decoder {
  public:
   virtual ~Decoder() = default;
   virtual int n_ctx() const = 0;
-  // Appends tokens at `position`, the sequence's length; where `logits`, Logits() are those of the last one.
+  // Appends tokens at `position`, the sequence's length; where `logits`, Logits() are those of the last one, whose row
+  // is of the generated kind then.
   virtual void Feed(std::span<const TokenId> tokens, int position, RowKind kind, bool logits) = 0;
   virtual std::span<const float> Logits() const = 0;  // (n_vocab)
   virtual int Truncate(int n) = 0;                    // as Engine::Truncate

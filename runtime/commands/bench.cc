@@ -126,7 +126,8 @@ class Feeder {
     for (int i = 0; i < n; i++) {
       const int position = engine_.Length(sequence) + i;
       const TokenId token = position == 0 && tokenizer_.add_bos() ? tokenizer_.bos() : Random();
-      batch_.push_back({token, sequence, position, kind, logits && i + 1 == n});
+      const bool wanted = logits && i + 1 == n;
+      batch_.push_back({token, sequence, position, wanted ? RowKind::kGenerated : kind, wanted});
     }
   }
   TokenId Random() { return static_cast<TokenId>(random_() % static_cast<uint64_t>(engine_.config().n_vocab)); }

@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "cpu/linear.h"
 #include "predictor/placement.h"
 #include "runtime/engine.h"
 
@@ -15,10 +16,18 @@ namespace thermocline {
 
 using Logits = std::vector<std::vector<float>>;
 
+// So that prompt rows differ between two ways to add up as little as generated ones do, without the steps of 8 bits.
+inline void KeepAllIn16Bits(Model& model) {
+  for (Op& op : model.program.ops) op.large_group = kAllGroups;
+}
+// Which have 8 bits in any case.
+inline const bool kBf16Prompts = PromptFormFor(ChooseIsa()) == PromptForm::kBf16;
+
 inline TokenId TokenAt(int sequence, int position) { return (position * 37 + sequence * 11 + 5) % 280; }
 
-// All logits of a prompt of some pages and one of few rows, in pieces of rows of that kind, then of n_generated tokens
-// of the first sequence alone, then of as many of both side by side. Takes 150 + 2 n_generated tokens of context.
+// All logits of a prompt of some pages and one of few rows, in pieces of rows of that kind, the last row as a generated
+// one if any follow, then of n_generated tokens of the first sequence alone, then of as many of both side by side.
+// Takes 150 + 2 n_generated tokens of context.
 inline Logits Play(Engine& engine, RowKind kind, int n_generated = 2, int piece_rows = 75) {
   constexpr int kLength[2] = {150, 9};
   Logits logits;
@@ -31,8 +40,10 @@ inline Logits Play(Engine& engine, RowKind kind, int n_generated = 2, int piece_
   for (int s = 0; s < 2; ++s)
     for (int at = 0; at < kLength[s];) {
       Batch batch;
-      for (int i = 0; i < piece_rows && at < kLength[s]; ++i, ++at)
-        batch.push_back({TokenAt(s, at), sequences[s], at, kind, true});
+      for (int i = 0; i < piece_rows && at < kLength[s]; ++i, ++at) {
+        const bool last = at + 1 == kLength[s] && n_generated > 0;
+        batch.push_back({TokenAt(s, at), sequences[s], at, last ? RowKind::kGenerated : kind, true});
+      }
       step(batch);
     }
   for (int i = 0; i < 2 * n_generated; ++i) {
@@ -45,6 +56,20 @@ inline Logits Play(Engine& engine, RowKind kind, int n_generated = 2, int piece_
   }
   for (const int sequence : sequences) engine.FreeSequence(sequence);
   return logits;
+}
+
+// Of all differences, over the largest logit.
+inline double RootMeanSquare(const Logits& a, const Logits& b) {
+  REQUIRE(a.size() == b.size());
+  double squares = 0, largest = 0;
+  int64_t n = 0;
+  for (size_t i = 0; i < a.size(); ++i)
+    for (size_t j = 0; j < a[i].size(); ++j, ++n) {
+      const double d = double{a[i][j]} - b[i][j];
+      squares += d * d;
+      largest = std::max(largest, std::abs(double{a[i][j]}));
+    }
+  return std::sqrt(squares / static_cast<double>(n)) / largest;
 }
 
 struct Difference {
