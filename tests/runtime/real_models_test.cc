@@ -92,7 +92,9 @@ TEST_CASE("slow: the default model knows the capital of France") {
   const int sequence = engine.NewSequence();
   Batch batch;
   for (size_t i = 0; i < prompt.size(); ++i)
-    batch.push_back({prompt[i], sequence, static_cast<int>(i), RowKind::kPrompt, i + 1 == prompt.size()});
+    batch.push_back({prompt[i], sequence, static_cast<int>(i), RowKind::kPrompt, false});
+  batch.back().kind = RowKind::kGenerated;  // as sessions do
+  batch.back().logits = true;
   engine.Step(batch);
   std::vector<TokenId> answer;
   while (answer.size() < 32) {
