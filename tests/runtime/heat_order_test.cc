@@ -45,7 +45,7 @@ struct Loaded {
   NeuronOrders Orders(HeatOrder by) const { return HottestFirst(model, heat, by); }
   std::unique_ptr<Engine> Start(FfnMode ffn, const NeuronOrders& orders = {}, DeviceOptions device = {},
                                 int n_threads = 1) const {
-    EngineOptions options{.n_ctx = 192, .n_threads = n_threads, .max_sequences = 2};
+    EngineOptions options{.n_ctx = 64, .n_threads = n_threads, .max_sequences = 2};
     options.load.ffn = ffn;
     options.device = std::move(device);
     return std::make_unique<Engine>(file, Reorder(model, orders), options);
@@ -58,6 +58,8 @@ std::vector<TinyOptions> Models() {
           {.type = DType::kQ4_K, .n_embd = 256, .n_ff = 768, .activation = "relu", .seed = 3},
           {.type = DType::kF16, .n_ff = 576, .activation = "relu", .seed = 4}};
 }
+
+Logits PlayFew(Engine& engine, RowKind kind) { return Play(engine, kind, 2, 12, 24); }
 
 double Worst(const Logits& a, const Logits& b) { return Compare(a, b, 1).worst; }
 
@@ -80,8 +82,8 @@ TEST_CASE("heat order: a whole model and a split one compute what the file's ord
   for (const TinyOptions& options : Models()) {
     const Loaded loaded(options);
     for (const FfnMode mode : {FfnMode::kDense, FfnMode::kExact}) {
-      const Logits expected = Play(*loaded.Start(mode), RowKind::kGenerated);
-      const Logits prompt = Play(*loaded.Start(mode), RowKind::kPrompt);
+      const Logits expected = PlayFew(*loaded.Start(mode), RowKind::kGenerated);
+      const Logits prompt = PlayFew(*loaded.Start(mode), RowKind::kPrompt);
       for (const HeatOrder by : {HeatOrder::kBlocks, HeatOrder::kNeurons}) {
         CAPTURE(Info(options.type).name);
         CAPTURE(Name(by));
@@ -94,10 +96,11 @@ TEST_CASE("heat order: a whole model and a split one compute what the file's ord
         const auto split = loaded.Start(mode, {}, Emulate(SomeHot(loaded, orders)), 2);
         CHECK(UsesDevice(split->placement()));
         CHECK(HashOf(split->placement().orders) == HashOf(orders));
-        const Logits ordered = Play(*whole, RowKind::kGenerated), both = Play(*split, RowKind::kGenerated);
+        const Logits ordered = PlayFew(*whole, RowKind::kGenerated), both = PlayFew(*split, RowKind::kGenerated);
         CHECK(Worst(expected, ordered) <= (lossless ? kReordered : kRequantized));
         CHECK(Worst(ordered, both) <= (bundles ? kReordered : kRequantized));
-        CHECK(Worst(prompt, Play(*split, RowKind::kPrompt)) <= (lossless && !kBf16Prompts ? kReordered : kRequantized));
+        CHECK(Worst(prompt, PlayFew(*split, RowKind::kPrompt)) <=
+              (lossless && !kBf16Prompts ? kReordered : kRequantized));
       }
     }
   }
@@ -110,11 +113,11 @@ TEST_CASE("heat order: over the weights of an order exact is bundle arithmetic t
       CAPTURE(Info(options.type).name);
       CAPTURE(Name(by));
       const NeuronOrders orders = loaded.Orders(by);
-      CHECK(Play(*loaded.Start(FfnMode::kExact, orders, {}, 2), RowKind::kGenerated) ==
-            Play(*loaded.Start(FfnMode::kBundleDense, orders), RowKind::kGenerated));
+      CHECK(PlayFew(*loaded.Start(FfnMode::kExact, orders, {}, 2), RowKind::kGenerated) ==
+            PlayFew(*loaded.Start(FfnMode::kBundleDense, orders), RowKind::kGenerated));
       const Placement placement = SomeHot(loaded, orders);
-      CHECK(Play(*loaded.Start(FfnMode::kExact, {}, Emulate(placement), 2), RowKind::kGenerated) ==
-            Play(*loaded.Start(FfnMode::kBundleDense, {}, Emulate(placement)), RowKind::kGenerated));
+      CHECK(PlayFew(*loaded.Start(FfnMode::kExact, {}, Emulate(placement), 2), RowKind::kGenerated) ==
+            PlayFew(*loaded.Start(FfnMode::kBundleDense, {}, Emulate(placement)), RowKind::kGenerated));
     }
   }
 }

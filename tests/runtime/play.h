@@ -25,11 +25,11 @@ inline const bool kBf16Prompts = PromptFormFor(ChooseIsa()) == PromptForm::kBf16
 
 inline TokenId TokenAt(int sequence, int position) { return (position * 37 + sequence * 11 + 5) % 280; }
 
-// All logits of a prompt of some pages and one of few rows, in pieces of rows of that kind, the last row as a generated
-// one if any follow, then of n_generated tokens of the first sequence alone, then of as many of both side by side.
-// Takes 150 + 2 n_generated tokens of context.
-inline Logits Play(Engine& engine, RowKind kind, int n_generated = 2, int piece_rows = 75) {
-  constexpr int kLength[2] = {150, 9};
+// All logits of a prompt of n_rows, by default some pages, and one of few rows, in pieces of rows of that kind, the
+// last row as a generated one if any follow, then of n_generated tokens of the first sequence alone, then of as many of
+// both side by side. Takes n_rows + 2 n_generated tokens of context.
+inline Logits Play(Engine& engine, RowKind kind, int n_generated = 2, int piece_rows = 75, int n_rows = 150) {
+  const int length[2] = {n_rows, 9};
   Logits logits;
   const auto step = [&](const Batch& batch) {
     engine.Step(batch);
@@ -38,10 +38,10 @@ inline Logits Play(Engine& engine, RowKind kind, int n_generated = 2, int piece_
   };
   const int sequences[2] = {engine.NewSequence(), engine.NewSequence()};
   for (int s = 0; s < 2; ++s)
-    for (int at = 0; at < kLength[s];) {
+    for (int at = 0; at < length[s];) {
       Batch batch;
-      for (int i = 0; i < piece_rows && at < kLength[s]; ++i, ++at) {
-        const bool last = at + 1 == kLength[s] && n_generated > 0;
+      for (int i = 0; i < piece_rows && at < length[s]; ++i, ++at) {
+        const bool last = at + 1 == length[s] && n_generated > 0;
         batch.push_back({TokenAt(s, at), sequences[s], at, last ? RowKind::kGenerated : kind, true});
       }
       step(batch);
@@ -49,7 +49,7 @@ inline Logits Play(Engine& engine, RowKind kind, int n_generated = 2, int piece_
   for (int i = 0; i < 2 * n_generated; ++i) {
     Batch batch;
     for (int s = 0; s < (i < n_generated ? 1 : 2); ++s) {
-      const int at = kLength[s] + (s == 0 ? i : i - n_generated);
+      const int at = length[s] + (s == 0 ? i : i - n_generated);
       batch.push_back({TokenAt(s, at), sequences[s], at, RowKind::kGenerated, true});
     }
     step(batch);

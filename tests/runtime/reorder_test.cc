@@ -85,7 +85,7 @@ Placement SomeHot(const Loaded& loaded) {
 
 // Bit for bit, prompts streamed and not, and generated rows.
 void CheckSame(Engine& a, Engine& b) {
-  CHECK(Play(a, RowKind::kGenerated) == Play(b, RowKind::kGenerated));
+  CHECK(Play(a, RowKind::kGenerated, 2, 75, 30) == Play(b, RowKind::kGenerated, 2, 75, 30));
   CHECK(Play(a, RowKind::kPrompt, 2, 150) == Play(b, RowKind::kPrompt, 2, 150));
 }
 
