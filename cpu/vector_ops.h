@@ -24,7 +24,7 @@ struct AttentionSplit {
   int n_queries;
   int head_dim;  // 1 to kMaxHeadDim; a multiple of 32 is fast
   int window;    // 0: all
-  bool prompt;   // of prompt rows: keys and values in F16 may be rounded to 13 bits
+  bool prompt;   // of prompt rows: F16 may be rounded to 13 bits, queries and weights to 14
   KvTypes types;
   const uint8_t* const* pages;  // (n_pages): keys and values of the head, as models/kv_layout.h says
   int n_pages;

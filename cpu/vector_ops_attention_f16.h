@@ -10,6 +10,15 @@
 namespace thermocline {
 namespace {
 
+// Where keys and values are converted as they are loaded: wide if one tile has room for all queries.
+template <typename V, typename Tile>
+void TilesOverHalves(int n_queries, const Tile& tile) {
+  if (n_queries <= V::kTileQueries)
+    WideTiles<V>(n_queries, tile);
+  else
+    TallTiles<V>(n_queries, tile);
+}
+
 // Weighted values of queries [first, first + kQueries). Where they see different slots, the common ones go through the
 // tile and the rest query by query, in order: a hidden slot may hold anything, and 0 * NaN is not 0.
 template <typename V, int kVectors, int kQueries>

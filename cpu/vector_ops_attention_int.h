@@ -39,10 +39,7 @@ struct IntQueries {
 struct IntWeights {
   alignas(64) int16_t values[kMaxQueries][kPageTokens];
   float scales[kMaxQueries];
-  alignas(64) float power[kMaxQueries], inverse_power[kMaxQueries];
 };
-
-constexpr int64_t Groups(int head_dim, int group) { return (head_dim + group - 1) / group; }
 
 template <typename V, typename In>
 void QuantizeQueries(const AttentionSplit& args, IntQueries& queries) {
@@ -54,9 +51,8 @@ void QuantizeQueries(const AttentionSplit& args, IntQueries& queries) {
     for (int d = 0; d < args.head_dim; d += In::kGroup, out += In::kGroup) {
       typename V::F values[kRegisters];
       for (int j = 0; j < kRegisters; j += kLoaded) {
-        const int64_t rest = args.head_dim - d - j * V::kLanes;
-        LoadGroup<V>(args.q + i * args.head_dim + (rest > 0 ? d + j * V::kLanes : 0), static_cast<int>(rest), kLargest,
-                     values + j);
+        const int64_t first = d + j * V::kLanes, n = Most(0, Least(kActivationGroup, args.head_dim - first));
+        LoadGroup<V>(args.q + i * args.head_dim + (n > 0 ? first : 0), static_cast<int>(n), kLargest, values + j);
       }
       auto largest = V::Set(0.f);
       for (const auto value : values) largest = V::Max(largest, V::Abs(value));
@@ -123,52 +119,6 @@ void IntScoreTile(const KvGroupOf<In>& keys, const int16_t* q, const float* q_sc
         V::Store(to, V::Fma(V::ToFloat(sums[i][j]), V::Mul(scale, V::Set(q_scales[i * n_groups])), before));
       }
     }
-  }
-}
-
-// The scales of the visible tokens over the largest of them, which it returns, times kMostFactor; 0 for the others.
-// Not a number if one of them is none.
-template <typename V, typename In>
-float ScaleFactors(const typename In::Scale* scales, uint64_t visible, typename V::F* factors) {
-  constexpr int L = V::kLanes;
-  auto largest = V::Set(0.f), sum = V::Set(0.f);
-  for (int j = 0; j < kPageTokens / L; ++j) {
-    factors[j] = V::Select(visible >> j * L, LoadScales<V>(scales + j * L), V::Set(0.f));
-    largest = V::Max(factors[j], largest);
-    sum = V::Add(sum, factors[j]);
-  }
-  const float max = V::ReduceMax(largest);
-  const auto factor = V::Set(max == 0 ? 0.f : In::kMostFactor / max);
-  for (int j = 0; j < kPageTokens / L; ++j) factors[j] = V::Mul(factors[j], factor);
-  return max + 0 * V::ReduceAdd(sum);
-}
-
-// The powers of two next above a query's largest weight of the page.
-template <typename V>
-void SetPowers(const PageState& page, int n_queries, IntWeights& weights) {
-  for (int i = 0; i < n_queries; i += V::kLanes) {
-    const auto exponent = V::Round(V::Fma(V::Load(page.below + i), V::Set(1.44269504f), V::Set(0.5f)));
-    const auto bounded = V::Max(V::Set(-100.f), exponent);
-    V::Store(weights.power + i, V::ScaleByPower(V::Set(1.f), bounded));
-    V::Store(weights.inverse_power + i, V::ScaleByPower(V::Set(1.f), V::Neg(bounded)));
-  }
-}
-
-// weight * scale of the tokens of one group. Neighbouring queries mostly see the same tokens.
-template <typename V, typename In>
-void QuantizeWeights(const PageState& page, int n_queries, const typename In::Scale* scales, IntWeights& weights) {
-  constexpr int L = V::kLanes;
-  typename V::F factors[kPageTokens / L];
-  float largest = 0;
-  for (int i = 0; i < n_queries; ++i) {
-    if (i == 0 || page.begin[i] != page.begin[i - 1] || page.end[i] != page.end[i - 1])
-      largest = ScaleFactors<V, In>(scales, page.Visible(i), factors);
-    const auto to_one = V::Set(weights.inverse_power[i]);
-    for (int j = 0; j < kPageTokens / L; ++j) {
-      const auto weight = V::Mul(V::Load(page.weights[i] + j * L), to_one);
-      V::StoreS16(weights.values[i] + j * L, V::ToInt(V::Mul(weight, factors[j])));
-    }
-    weights.scales[i] = weights.power[i] * largest / In::kMostFactor;
   }
 }
 

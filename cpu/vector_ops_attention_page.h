@@ -63,13 +63,13 @@ void PrefetchNext(const uint8_t*& ahead) {
   ahead += kBytes;
 }
 
-// Calls tile.operator()<kVectors, height>(first) for a height of kLeast to kMost.
-template <int kVectors, int kLeast, int kMost, typename Tile>
+// Calls tile.operator()<kVectors, height>(first) for a height of 1 to kMost.
+template <int kVectors, int kMost, typename Tile>
 void OfHeight(int height, int first, const Tile& tile) {
   if (height == kMost) {
     tile.template operator()<kVectors, kMost>(first);
-  } else if constexpr (kMost > kLeast) {
-    OfHeight<kVectors, kLeast, kMost - 1>(height, first, tile);
+  } else if constexpr (kMost > 1) {
+    OfHeight<kVectors, kMost - 1>(height, first, tile);
   }
 }
 // In several, as even as possible.
@@ -77,7 +77,7 @@ template <int kVectors, int kMost, typename Tile>
 void EvenTiles(int n_queries, const Tile& tile) {
   for (int first = 0; first < n_queries;) {
     const int rest = n_queries - first, n_tiles = (rest + kMost - 1) / kMost, height = (rest + n_tiles - 1) / n_tiles;
-    OfHeight<kVectors, 1, kMost>(height, first, tile);
+    OfHeight<kVectors, kMost>(height, first, tile);
     first += height;
   }
 }
@@ -88,14 +88,6 @@ void WideTiles(int n_queries, const Tile& tile) {
 template <typename V, typename Tile>
 void TallTiles(int n_queries, const Tile& tile) {
   EvenTiles<V::kTileVectors / 2, 2 * V::kTileQueries>(n_queries, tile);
-}
-// Where keys and values are converted as they are loaded: wide if one tile has room for all queries.
-template <typename V, typename Tile>
-void TilesOverHalves(int n_queries, const Tile& tile) {
-  if (n_queries <= V::kTileQueries)
-    WideTiles<V>(n_queries, tile);
-  else
-    TallTiles<V>(n_queries, tile);
 }
 
 }  // namespace

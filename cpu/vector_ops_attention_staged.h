@@ -1,6 +1,6 @@
 // Attention of prompt rows over keys and values in F16 (models/kv_layout.h), in integers: a page is converted 64 dims
-// at a time for all queries, each token with a scale of its own per 64 dims, whose largest number is 4095. That loses
-// about as much as F16 did, where the products of a prompt round to 8 bits.
+// at a time for all queries, each token with a scale of its own per 64 dims, whose largest number is 4095. That is
+// little beside the 8 bits of the products in front and behind.
 #pragma once
 
 #include "cpu/vector_ops_attention_int.h"
@@ -46,8 +46,7 @@ void StageKeys(const uint16_t* keys, int n_dims, StagedGroup& group) {
   }
 }
 
-// values: (64, n_dims), stride apart. Of a partial register of dims what lies behind them is converted too where there
-// is a next token to read it of; nobody looks at it.
+// values: (64, n_dims), stride apart.
 template <typename V>
 void StageValues(const uint16_t* values, int64_t stride, int n_dims, StagedGroup& group) {
   constexpr int L = V::kLanes;
@@ -72,6 +71,43 @@ void StageValues(const uint16_t* values, int64_t stride, int n_dims, StagedGroup
   }
 }
 
+// The scales of the visible tokens, 0 for the others. Returns 0, or no number if one of them is none.
+template <typename V>
+float VisibleScales(const float* scales, uint64_t visible, typename V::F* out) {
+  auto sum = V::Set(0.f);
+  for (int j = 0; j < kPageTokens / V::kLanes; ++j) {
+    out[j] = V::Select(visible >> j * V::kLanes, V::Load(scales + j * V::kLanes), V::Set(0.f));
+    sum = V::Add(sum, out[j]);
+  }
+  return 0 * V::ReduceAdd(sum);
+}
+
+// weight * scale of the tokens of one group, over the largest of them: a token with nearly all of the weight may have
+// hardly any value, as the first one of a text often does. Neighbouring queries mostly see the same tokens.
+template <typename V>
+void QuantizeWeights(const PageState& page, int n_queries, const float* scales, IntWeights& weights) {
+  constexpr int L = V::kLanes;
+  constexpr float kSmallest = 0x1p-100f;  // from it on 1 / scale is finite
+  typename V::F of_tokens[kPageTokens / L];
+  float poison = 0;
+  for (int i = 0; i < n_queries; ++i) {
+    if (i == 0 || page.begin[i] != page.begin[i - 1] || page.end[i] != page.end[i - 1])
+      poison = VisibleScales<V>(scales, page.Visible(i), of_tokens);
+    typename V::F products[kPageTokens / L];
+    auto largest = V::Set(0.f);
+    for (int j = 0; j < kPageTokens / L; ++j) {
+      products[j] = V::Mul(V::Load(page.weights[i] + j * L), of_tokens[j]);
+      largest = V::Max(products[j], largest);
+    }
+    const float max = V::ReduceMax(largest);
+    const bool zero = max < kSmallest;
+    const auto inverse = V::Set(zero ? 0.f : In13Bits::kMostFactor / max);
+    for (int j = 0; j < kPageTokens / L; ++j)
+      V::StoreS16(weights.values[i] + j * L, V::ToInt(V::Mul(products[j], inverse)));
+    weights.scales[i] = (zero ? 0.f : max / In13Bits::kMostFactor) + poison;
+  }
+}
+
 // Calls part(g, group) after stage(dim, n_dims, group).
 template <typename Stage, typename Part>
 void ForStagedGroups(int head_dim, const Stage& stage, const Part& part) {
@@ -86,7 +122,7 @@ void ForStagedGroups(int head_dim, const Stage& stage, const Part& part) {
 template <typename V>
 void ScoresStaged(const AttentionSplit& args, const IntQueries& queries, const uint8_t* side, PageState& page) {
   const uint16_t* keys = reinterpret_cast<const uint16_t*>(side);
-  const int64_t n_groups = Groups(args.head_dim, In13Bits::kGroup);
+  const int64_t n_groups = (args.head_dim + In13Bits::kGroup - 1) / In13Bits::kGroup;
   const auto stage = [&](int d, int n_dims, StagedGroup& group) {
     StageKeys<V>(keys + d * kPageTokens, n_dims, group);
   };
@@ -104,12 +140,11 @@ void WeightedValuesStaged(const AttentionSplit& args, const uint8_t* side, const
   const uint16_t* values = reinterpret_cast<const uint16_t*>(side);
   const PairRange pairs = SeenPairs(page, args.n_queries);
   IntWeights weights;
-  SetPowers<V>(page, args.n_queries, weights);
   const auto stage = [&](int d, int n_dims, StagedGroup& group) {
     StageValues<V>(values + d, args.head_dim, n_dims, group);
   };
   ForStagedGroups(args.head_dim, stage, [&](int d, const KvGroupOf<In13Bits>& group) {
-    QuantizeWeights<V, In13Bits>(page, args.n_queries, group.scales, weights);
+    QuantizeWeights<V>(page, args.n_queries, group.scales, weights);
     WideTiles<V>(args.n_queries, [&]<int kVectors, int kQueries>(int first) {
       IntValueTiles<V, In13Bits, kVectors, kQueries>(group, args, pairs, page, weights, first, args.acc + d);
     });

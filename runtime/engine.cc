@@ -76,7 +76,7 @@ struct Engine::Impl {
   uint64_t identity = 0;                  // of the file, where it may be needed again
   std::unique_ptr<Hybrid> hybrid;         // null: the CPU computes everything
   bool lost = false;                      // the device, and no Reload since
-  int streamed_rows = INT_MAX;            // steps of so many rows, all but one of prompts, are streamed
+  int streamed_rows = INT_MAX;            // steps of so many rows, all of prompts, are streamed
   std::unique_ptr<CpuExecutor> executor;  // null only where a Reload failed, until one succeeds
   // The file as Reorder reads it, open from the first time on.
   struct Source {
@@ -236,6 +236,10 @@ void Engine::FreeSequence(int sequence) {
   impl_->in_use[sequence] = false;
 }
 
+int Engine::PromptRows(int n_left) const {
+  const int n = std::min(n_left, kMaxBatchRows);
+  return n == n_left && n > 1 && n - 1 >= impl_->streamed_rows ? n - 1 : n;
+}
 int Engine::Length(int sequence) const { return impl_->kv->length(sequence); }
 int Engine::Truncate(int sequence, int n) { return impl_->kv->Truncate(sequence, n); }
 
@@ -251,7 +255,7 @@ StepView Engine::Impl::View() {
           spans,
           wanted,
           n_prompt > 0 ? n_threads_batch : n_threads,
-          n_rows >= streamed_rows && n_rows - n_prompt <= 1};
+          n_prompt == n_rows && n_rows >= streamed_rows};
 }
 
 bool Engine::Impl::RunHalves(const StepView& step) {

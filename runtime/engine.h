@@ -83,6 +83,9 @@ class Engine {
 
   int NewSequence();  // throws Error past max_sequences
   void FreeSequence(int sequence);
+  // Rows of the next step of a prompt of which so many are left: the last one, which is no prompt row, goes by itself
+  // where the others are streamed.
+  int PromptRows(int n_left) const;
   int Length(int sequence) const;  // tokens whose keys and values are kept
   // Forgets all tokens from position n on. Returns the new length: n, or 0 where the window layers have already freed
   // pages that position n would need (everything must be fed again).

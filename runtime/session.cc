@@ -63,7 +63,7 @@ bool Session::Prefill(const std::vector<TokenId>& prompt, const GenerateOptions&
 
   const size_t start = held_.size();
   while (held_.size() < prompt.size()) {
-    const size_t n = std::min<size_t>(kMaxBatchRows, prompt.size() - held_.size());
+    const auto n = static_cast<size_t>(decoder_.PromptRows(static_cast<int>(prompt.size() - held_.size())));
     const bool last = held_.size() + n == prompt.size();
     if (!Feed(std::span(prompt).subspan(held_.size(), n), RowKind::kPrompt, last)) return false;
     answer.n_prompt = static_cast<int>(held_.size() - start);

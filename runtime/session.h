@@ -24,9 +24,10 @@ class Decoder {
   // Appends tokens at `position`, the sequence's length; where `logits`, Logits() are those of the last one, whose row
   // is of the generated kind then.
   virtual void Feed(std::span<const TokenId> tokens, int position, RowKind kind, bool logits) = 0;
-  virtual std::span<const float> Logits() const = 0;  // (n_vocab)
-  virtual int Truncate(int n) = 0;                    // as Engine::Truncate
-  virtual void Cancel() = 0;                          // as Engine::Cancel
+  virtual int PromptRows(int n_left) const { return std::min(n_left, kMaxBatchRows); }  // as Engine::PromptRows
+  virtual std::span<const float> Logits() const = 0;                                    // (n_vocab)
+  virtual int Truncate(int n) = 0;                                                      // as Engine::Truncate
+  virtual void Cancel() = 0;                                                            // as Engine::Cancel
 };
 
 class EngineDecoder final : public Decoder {
@@ -35,6 +36,7 @@ class EngineDecoder final : public Decoder {
   ~EngineDecoder() override { engine_.FreeSequence(sequence_); }
   int n_ctx() const override { return engine_.n_ctx(); }
   void Feed(std::span<const TokenId> tokens, int position, RowKind kind, bool logits) override;
+  int PromptRows(int n_left) const override { return engine_.PromptRows(n_left); }
   std::span<const float> Logits() const override { return engine_.Logits(0); }
   int Truncate(int n) override { return engine_.Truncate(sequence_, n); }
   void Cancel() override { engine_.Cancel(); }

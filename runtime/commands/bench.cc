@@ -89,9 +89,10 @@ class Feeder {
   // One sequence after the other.
   void Prompt(int n) {
     for (const int sequence : sequences_)
-      for (int left = n; left > 0; left -= kMaxBatchRows) {
+      for (int left = n, rows; left > 0; left -= rows) {
+        rows = engine_.PromptRows(left);
         batch_.clear();
-        AddRows(sequence, std::min(left, kMaxBatchRows), RowKind::kPrompt, left <= kMaxBatchRows);
+        AddRows(sequence, rows, RowKind::kPrompt, rows == left);
         engine_.Step(batch_);
       }
   }

@@ -9,6 +9,7 @@
 
 #include "cpu/vector_ops.h"
 #include "models/dtype.h"
+#include "models/limits.h"
 #include "tests/cpu/guarded.h"
 #include "tests/cpu/kernel_test_util.h"
 
@@ -231,6 +232,32 @@ TEST_CASE("attention_split equals the reference over head dims and numbers of qu
   });
 }
 
+TEST_CASE("attention_split equals the reference at the largest head dim") {
+  ForEachIsa([](const VectorOps& ops) {
+    for (const auto& [types, prompt] : kForms)
+      CheckAgainstReference(ops, {kMaxQueries, kMaxHeadDim, 0, 2, 0, 100, types, prompt}, Flush::kEnd);
+  });
+}
+
+TEST_CASE("over F16 a token with nearly all of the weight and hardly any value takes no precision from the others") {
+  ForEachIsa([](const VectorOps& ops) {
+    for (const auto& [types, prompt] : kForms) {
+      if (types.value != DType::kF16) continue;
+      Case c({6, 64, 0, 1, 0, 64, types, prompt}, Flush::kEnd);
+      CAPTURE(c.shape);
+      const std::vector<float> key(64, 1), value(64, 1e-3f);
+      for (int i = 0; i < 6; ++i)
+        for (int d = 0; d < 64; ++d) c.q[i * 64 + d] = 0.1f;  // a score of 6.4 there, of less than 3 elsewhere
+      VectorOpsFor(Isa::kScalar).store_kv(types, key.data(), value.data(), 64, 0, c.pages[0]->data());
+      const std::vector<float> actual = Normalized(Run(ops, c), 64);
+      const std::vector<float> expected = Normalized(Run(VectorOpsFor(Isa::kScalar), c), 64);
+      float largest = 0;
+      for (const float x : expected) largest = std::max(largest, std::fabs(x));
+      CheckNear(actual, expected, [&](size_t) { return 3e-3 * largest; });
+    }
+  });
+}
+
 TEST_CASE("attention_split equals the reference over windows, partial pages and positions far out") {
   ForEachIsa([](const VectorOps& ops) {
     for (int n_queries : {1, 3, 32})
@@ -266,17 +293,17 @@ TEST_CASE("a query that sees nothing leaves a neutral state") {
 
 TEST_CASE("a query's result is the same bits alone and among others") {
   ForEachIsa([](const VectorOps& ops) {
-    for (int head_dim : {7, 24, 64, 256})
+    for (int head_dim : {7, 24, 64, 80, 256})
       for (int window : {0, 40})
         for (const auto& [types, prompt] : kForms) {
-          Case c({32, head_dim, window, 4, 128, 250, types, prompt}, Flush::kEnd);
+          Case c({kMaxQueries, head_dim, window, 4, 128, 250, types, prompt}, Flush::kEnd);
           CAPTURE(c.shape);
           // Positions that mask whole pages, parts of pages and nothing, next to each other.
           Random random(7);
-          for (int i = 0; i < 32; i += 3) c.position[i] = 128 + random.Int(-5, 255);
+          for (int i = 0; i < kMaxQueries; i += 3) c.position[i] = 128 + random.Int(-5, 255);
           const Result all = Run(ops, c);
-          for (int n : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12})
-            for (int first = 0; first + n <= 32; first += n) {
+          for (int n : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 32, 42})
+            for (int first = 0; first + n <= (n <= 12 ? 32 : kMaxQueries); first += n) {
               const Result part = Run(ops, c, first, n, 0, 4);
               for (int i = 0; i < n; ++i) {
                 CAPTURE(n);

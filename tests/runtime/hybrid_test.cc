@@ -385,9 +385,12 @@ TEST_CASE("hybrid: what is streamed, and what is not") {
   const int n_layer = loaded.model.config.n_layer;
   CHECK(uploads(4, 0) == 1 + 3 + 7 * (n_layer - 1));  // half of an FFN, and whole layers
   CHECK(uploads(3, 0) == 1);
-  CHECK(uploads(4, 1) == uploads(4, 0));  // as prompts end
-  CHECK(uploads(4, 2) == 1);
+  CHECK(uploads(4, 1) == 1);
   CHECK(uploads(0, 4) == 1);
+  CHECK(engine->PromptRows(1) == 1);
+  CHECK(engine->PromptRows(4) == 4);  // with the last one, which is none of the prompt's kind
+  CHECK(engine->PromptRows(5) == 4);
+  CHECK(engine->PromptRows(kMaxBatchRows + 1) == kMaxBatchRows);
 }
 
 TEST_CASE("hybrid: where streaming has no room both sides compute; where it has, it is timed at load") {
