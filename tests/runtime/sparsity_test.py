@@ -113,7 +113,7 @@ class Sparsity(unittest.TestCase):
                 self.assertEqual(said.returncode, 0, said.stderr)
                 shares = SHARES.search(said.stderr.decode())
                 self.assertTrue(low < float(shares[1]) < high, said.stderr)
-                self.assertRegex(said.stderr.decode(), r"audit: 3 tokens, FFNs miss [\d.]+ % \([\d.]+ % when")
+                self.assertRegex(said.stderr.decode(), r"audit: 4 tokens, FFNs miss [\d.]+ % \([\d.]+ % when")
         self.assertIn(b"leaving out about 50 % of neurons", chat("threshold").stderr)
         self.assertIn(b"95 % of neurons is more than", chat("threshold:0.95").stderr)
         score = lambda mode, *args: run("perplexity", silu, "--text", text, "-c", "64", "--chunks", "2", "--sparsity",
@@ -149,7 +149,7 @@ class Sparsity(unittest.TestCase):
         shares = re.search(r"([\d.]+) % of neurons predicted, ([\d.]+) % active, ([\d.]+) % of the bytes",
                            said.stderr.decode())
         self.assertTrue(0 < float(shares[2]) <= float(shares[1]) < 100, said.stderr)
-        self.assertRegex(said.stderr.decode(), r"audit: 3 tokens, FFNs miss [\d.]+ % \([\d.]+ % when")
+        self.assertRegex(said.stderr.decode(), r"audit: 4 tokens, FFNs miss [\d.]+ % \([\d.]+ % when")
         evaluated = run("profile", model, "--evaluate", "--text", text)
         self.assertEqual(evaluated.returncode, 0, evaluated.stderr)
         self.assertRegex(evaluated.stdout.decode(), r"recall of signs\n( +\d+ +\d+ [ \d.]+\n)+ +all ")
