@@ -157,7 +157,7 @@ std::vector<float> Normalized(const Result& result, int head_dim) {
 // Over Q8_0, queries are rounded to a 32767th of the largest of a group, at most 4 sigma_q, the products of weights and
 // scales likewise to a 32767th of the largest of a page; such errors are uniform and add up as a random walk. Of prompt
 // rows F16 is rounded to a 4095th of the largest of a token, queries and weights to an 8191st, together 1.5 times that
-// of keys alone; here are hundred thousands of scores, of which the worst is off by 5 standard deviations.
+// of keys alone by reckoning: twice the step allows 5 standard deviations.
 double Step(const Shape& shape, DType type) {
   return type == DType::kQ8_0 ? 1.0 / 32767 : shape.prompt ? 2.0 / 4095 : 0;
 }
