@@ -23,13 +23,18 @@ class AmxLinear {
   void Run(const LinearArgs& args, int64_t m) const;
 
  private:
-  void Decode(const LinearArgs& args, int64_t panel, int panels, int64_t first_block, int64_t n_blocks,
-              uint8_t* tiles) const;
-  void RunTiles(AmxTileArgs args, int64_t m, int panels) const;
+  // Two panels, or the last one, times some of K.
+  struct Unit {
+    int64_t panel, n_panels, block, n_blocks;
+  };
+  // Parts [begin, end) of what is to be decoded of a unit: a block of a panel each.
+  void Decode(const LinearArgs& args, const Unit& unit, int64_t begin, int64_t end, uint8_t* tiles) const;
+  void RunTile(const LinearArgs& args, const Unit& unit, const uint8_t* tiles, int64_t first_row, int64_t n_rows) const;
 
   const PackedFormat& format_;
-  std::vector<std::unique_ptr<Xbyak::CodeGenerator>> jit_;
-  LinearFn decode_ = nullptr;
+  std::unique_ptr<JitCode> decode_code_;
+  LinearFn decode_;
+  std::vector<std::unique_ptr<Xbyak::CodeGenerator>> tile_code_;
   // By halves of 16 rows and panels, less one.
   std::array<std::array<AmxTileFn, kAmxPanels>, kAmxHalves> tile_{};
 };

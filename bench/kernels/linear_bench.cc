@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/activations.h"
+#include "cpu/buffer.h"
 #include "cpu/linear.h"
 #include "cpu/vector_ops.h"
 
@@ -22,10 +23,10 @@ constexpr int64_t kK = 2048;
 constexpr int64_t kPanelsInL2 = 16;
 constexpr int64_t kMemoryBytes = int64_t{512} << 20;
 
-std::vector<uint8_t> Activations(const VectorOps& ops, int64_t m, float large_group) {
+Buffer Activations(const VectorOps& ops, int64_t m, float large_group) {
   std::mt19937 engine(1);
   std::normal_distribution<float> normal;
-  std::vector<uint8_t> rows(m * ActivationRowBytes(kK));
+  Buffer rows(m * ActivationRowBytes(kK), "activations");
   std::vector<float> x(kK);
   for (int64_t row = 0; row < m; ++row) {
     for (float& value : x) value = normal(engine);
@@ -40,18 +41,21 @@ void RunLinear(benchmark::State& state, Isa isa, const PackedFormat& format, int
   // Zero codes and scales take as long as any others.
   PackedMatrix packed(format.source, n_panels * kPanelRows, kK);
   for (int64_t i = 0; i < packed.bytes(); i += 4096) const_cast<uint8_t*>(packed.panel(0))[i] = 1;
-  const std::vector<uint8_t> x = Activations(VectorOpsFor(isa), m, large_group);
-  std::vector<float> y(m * n_panels * kPanelRows);
+  const Buffer x = Activations(VectorOpsFor(isa), m, large_group);
+  const Buffer y(m * n_panels * kPanelRows * static_cast<int64_t>(sizeof(float)), "products");
   const LinearArgs args{packed.panel(0),
                         x.data(),
                         ActivationRowBytes(kK),
-                        y.data(),
+                        y.as<float>(),
                         n_panels * kPanelRows * static_cast<int64_t>(sizeof(float)),
                         n_panels,
                         packed.n_blocks(),
                         0};
   for (auto _ : state) {
-    kernel.Run(args, m);
+    if (isa == Isa::kAmx)
+      kernel.RunPrompt(args, m);
+    else
+      kernel.Run(args, m);
     benchmark::ClobberMemory();
   }
   const auto rate = benchmark::Counter::kIsIterationInvariantRate;
@@ -74,6 +78,11 @@ const bool kRegistered = [] {
             fmt::format("LinearPrompt{}/{}", suffix, large_group == kAllGroups ? "two_planes" : "large_groups").c_str(),
             [=, &format](benchmark::State& state) { RunLinear(state, isa, format, 512, large_group, kPanelsInL2); });
     }
+  if (CanRun(Isa::kAmx))
+    for (const PackedFormat& format : PackedFormats())
+      benchmark::RegisterBenchmark(
+          fmt::format("LinearPrompt/{}/amx", format.name).c_str(),
+          [&format](benchmark::State& state) { RunLinear(state, Isa::kAmx, format, 512, kAllGroups, kPanelsInL2); });
   return true;
 }();
 

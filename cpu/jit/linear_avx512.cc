@@ -13,6 +13,7 @@
 #include <xbyak/xbyak_util.h>
 
 #include "cpu/jit/linear_jit.h"
+#include "cpu/jit/tile_amx.h"
 
 namespace thermocline {
 namespace {
@@ -239,9 +240,78 @@ class DecodeAvx512 final : public PanelAvx512 {
   void EndPair() override { add(y(), 2 * DecodedChunkBytes(format())); }
 };
 
+// Values in BF16 instead of codes, in steps of cpu/jit/tile_amx.h.
+//
+//   zmm0..3     the four k of a quad, of 16 rows each
+//   zmm28..31   the lowest byte of a lane; shuffles that take its second and third there; from 16 values of one k and
+//               16 of the next to pairs
+class DecodeBf16Avx512 final : public PanelAvx512 {
+ public:
+  explicit DecodeBf16Avx512(const PackedFormat& format) : PanelAvx512({&format, 0}) {}
+
+ private:
+  static Zmm Value(int i) { return Zmm(i); }
+  const Zmm byte_mask_ = zmm28, second_ = zmm29, third_ = zmm30, pairs_ = zmm31;
+  Xbyak::Label byte_data_, zero_data_, second_data_, third_data_, pairs_data_;
+
+  void Constants() override {
+    PanelAvx512::Constants();
+    vpbroadcastd(byte_mask_, ptr[rip + byte_data_]);
+    vbroadcasti32x4(second_, ptr[rip + second_data_]);
+    vbroadcasti32x4(third_, ptr[rip + third_data_]);
+    vmovdqu64(pairs_, ptr[rip + pairs_data_]);
+  }
+
+  void Data() override {
+    PanelAvx512::Data();
+    L(byte_data_);
+    dd(0xff);
+    L(zero_data_);
+    dd(std::bit_cast<uint32_t>(-static_cast<float>(format().zero_point)));
+    for (const int byte : {1, 2}) {
+      L(byte == 1 ? second_data_ : third_data_);
+      for (int lane = 0; lane < 4; ++lane) dd(0x80808000 | static_cast<uint32_t>(4 * lane + byte));
+    }
+    L(pairs_data_);
+    for (uint16_t row = 0; row < kPanelRows; ++row) dw(row), dw(static_cast<uint16_t>(kPanelRows + row));
+  }
+
+  void Chunk(int chunk) override {
+    const int quads = 8 / groups_per_chunk(), step = chunk * kAmxStepBytes;
+    Unpack(chunk);
+    for (int group = 0; group < groups_per_chunk(); ++group) {
+      LoadScales(chunk, group);
+      if (!format().has_min) vmulps(min_, scale_, ptr_b[rip + zero_data_]);  // exact: zero points are powers of two
+      for (int q = group * quads; q < (group + 1) * quads; ++q) {
+        Values(Quad(q));
+        StorePairs(Value(0), Value(1), step + 128 * q);
+        StorePairs(Value(2), Value(3), step + 128 * q + 64);
+      }
+    }
+  }
+  void EndPair() override { add(y(), 2 * kAmxStepBytes); }
+
+  void Values(const Zmm& codes) {
+    vpandd(Value(0), codes, byte_mask_);
+    vpshufb(Value(1), codes, second_);
+    vpshufb(Value(2), codes, third_);
+    vpsrld(Value(3), codes, 24);
+    for (int i = 0; i < 4; ++i) vcvtdq2ps(Value(i), Value(i));
+    for (int i = 0; i < 4; ++i) vfmadd213ps(Value(i), scale_, min_);
+  }
+  void StorePairs(const Zmm& even, const Zmm& odd, int offset) {
+    vcvtne2ps2bf16(even, odd, even);
+    vpermw(even, pairs_, even);
+    vmovdqa64(ptr[y() + offset], even);
+  }
+};
+
 }  // namespace
 
 std::unique_ptr<JitCode> MakeLinearAvx512(const LinearSpec& spec) { return std::make_unique<LinearAvx512>(spec); }
 std::unique_ptr<JitCode> MakeDecodeAvx512(const PackedFormat& format) { return std::make_unique<DecodeAvx512>(format); }
+std::unique_ptr<JitCode> MakeDecodeBf16Avx512(const PackedFormat& format) {
+  return std::make_unique<DecodeBf16Avx512>(format);
+}
 
 }  // namespace thermocline

@@ -2,8 +2,7 @@
 //   tmm4, 5   a step of x, of each half of the rows
 //   tmm6, 7   a step of weights, of each panel
 //
-// Bound by tdpbf16ps, 16 cycles each: 64 a step, in which 4 tiles of 16 lines are loaded. Weights are in L1 or L2, x in
-// L2.
+// Bound by tdpbf16ps, 16 cycles each: 64 a step, in which 4 tiles of 16 lines are loaded, from L2.
 #include "cpu/jit/tile_amx.h"
 
 #include <cstddef>
@@ -17,21 +16,12 @@ class TileAmx final : public Xbyak::CodeGenerator {
  public:
   TileAmx(int halves, int panels)
       : CodeGenerator(kCodeBytes, Xbyak::DontSetProtectRWE), halves_(halves), panels_(panels) {
-    for (const auto& reg : kSaved) push(reg);
-    ldtilecfg(ptr[args_ + offsetof(AmxTileArgs, config)]);
-    mov(x_, ptr[args_ + offsetof(AmxTileArgs, x)]);
+    mov(x_half_[0], ptr[args_ + offsetof(AmxTileArgs, x)]);
     mov(x_stride_, ptr[args_ + offsetof(AmxTileArgs, x_stride_bytes)]);
     mov(y_, ptr[args_ + offsetof(AmxTileArgs, y)]);
     mov(y_stride_, ptr[args_ + offsetof(AmxTileArgs, y_stride_bytes)]);
-    mov(n_tiles_, ptr[args_ + offsetof(AmxTileArgs, n_tiles)]);
     mov(line_, 64);
-    Xbyak::Label next_tile;
-    L(next_tile);
     Tile();
-    dec(n_tiles_);
-    jnz(next_tile, T_NEAR);
-    tilerelease();
-    for (int i = std::size(kSaved); i-- > 0;) pop(kSaved[i]);
     ret();
     setProtectModeRE();
   }
@@ -42,25 +32,24 @@ class TileAmx final : public Xbyak::CodeGenerator {
   static Tmm X(int half) { return Tmm(4 + half); }
   static Tmm Weights(int panel) { return Tmm(6 + panel); }
   const Xbyak::Reg64 args_ = rdi, weights_ = rsi, step_ = rdx, line_ = rcx;
-  const Xbyak::Reg64 x_ = r8, x_stride_ = r9, y_ = r10, y_stride_ = r11, n_tiles_ = rax;
-  const Xbyak::Reg64 x_half_[kAmxHalves] = {rbx, rbp}, y_half_ = r12;  // x: of each half, at the step
-  const Xbyak::Reg64 kSaved[3] = {rbx, rbp, r12};
+  const Xbyak::Reg64 x_half_[kAmxHalves] = {r8, rax}, x_stride_ = r9;  // x: of each half, at the step
+  const Xbyak::Reg64 y_ = r10, y_stride_ = r11;
   const int halves_, panels_;
 
-  // Leaves x_ and y_ on the next tile.
   void Tile() {
     Xbyak::Label zero, begin, next_step;
     cmp(qword[args_ + offsetof(AmxTileArgs, accumulate)], 0);
     je(zero, T_NEAR);
     ForEachSum([&](const Tmm& sum, const Xbyak::Address& y) { tileloadd(sum, y); });
+    mov(y_, ptr[args_ + offsetof(AmxTileArgs, y)]);
     jmp(begin, T_NEAR);
     L(zero);
     for (int half = 0; half < halves_; ++half)
       for (int panel = 0; panel < panels_; ++panel) tilezero(Sum(half, panel));
     L(begin);
-    for (int half = 0; half < halves_; ++half) {
-      mov(x_half_[half], x_);
-      AddRows(x_, x_stride_);
+    if (halves_ > 1) {
+      mov(x_half_[1], x_half_[0]);
+      AddRows(x_half_[1], x_stride_);
     }
     mov(weights_, ptr[args_ + offsetof(AmxTileArgs, weights)]);
     mov(step_, ptr[args_ + offsetof(AmxTileArgs, n_steps)]);
@@ -70,26 +59,38 @@ class TileAmx final : public Xbyak::CodeGenerator {
     dec(step_);
     jnz(next_step, T_NEAR);
     ForEachSum([&](const Tmm& sum, const Xbyak::Address& y) { tilestored(y, sum); });
-    for (int half = 0; half < halves_; ++half) AddRows(y_, y_stride_);
   }
 
   void Step() {
-    for (int panel = 0; panel < panels_; ++panel) tileloadd(Weights(panel), ptr[weights_ + line_ + LineOf(panel)]);
+    for (int panel = 0; panel < panels_; ++panel) {
+      tileloadd(Weights(panel), ptr[weights_ + line_ + LineOf(panel)]);
+      Space();
+    }
     for (int half = 0; half < halves_; ++half) {
       tileloadd(X(half), ptr[x_half_[half] + x_stride_]);
-      for (int panel = 0; panel < panels_; ++panel) tdpbf16ps(Sum(half, panel), X(half), Weights(panel));
+      Space();
+      for (int panel = 0; panel < panels_; ++panel) {
+        tdpbf16ps(Sum(half, panel), X(half), Weights(panel));
+        Space();
+      }
       add(x_half_[half], kAmxStepK * 2);
     }
-    add(weights_, panels_ * kAmxWeightBytes);
+    add(weights_, kAmxStepBytes);
   }
+  // Where another process works on the core's other thread, which a guest cannot see, loads of tiles take 3 to 4 times
+  // as long; some instructions between tile operations win back a third of that, and cost nothing otherwise.
+  void Space() {
+    for (int i = 0; i < kSpace; ++i) nop();
+  }
+  static constexpr int kSpace = 8;
   static int LineOf(int panel) { return panel * kAmxWeightBytes; }
 
+  // Leaves y_ on the last half.
   template <typename Emit>
   void ForEachSum(const Emit& emit) {
-    mov(y_half_, y_);
     for (int half = 0; half < halves_; ++half) {
-      for (int panel = 0; panel < panels_; ++panel) emit(Sum(half, panel), ptr[y_half_ + y_stride_ + 64 * panel]);
-      if (half + 1 < halves_) AddRows(y_half_, y_stride_);
+      if (half > 0) AddRows(y_, y_stride_);
+      for (int panel = 0; panel < panels_; ++panel) emit(Sum(half, panel), ptr[y_ + y_stride_ + 64 * panel]);
     }
   }
 
