@@ -60,8 +60,8 @@ void AmxLinear::Decode(const LinearArgs& args, const Unit& unit, int64_t begin, 
     const int64_t panel = i % unit.n_panels, block = i / unit.n_panels;
     LinearArgs part{};
     part.panel = args.panel + ((unit.panel + panel) * args.n_blocks + unit.block + block) * format_.block_bytes();
-    part.y = reinterpret_cast<float*>(tiles + block * format_.block_k() / kAmxStepK * kAmxStepBytes +
-                                      panel * kAmxWeightBytes);
+    part.y =
+        reinterpret_cast<float*>(tiles + block * format_.block_k() / kAmxStepK * kAmxStepBytes + panel * kAmxTileBytes);
     part.n_panels = part.n_blocks = 1;
     decode_(&part);
   }

@@ -558,8 +558,10 @@ std::vector<std::pair<std::string, std::string>> CpuExecutor::Kernels() const {
       kernels.emplace_back("linear float", impl_->float_linear.name());
       break;
     }
-  const std::string vector_name = impl_->isa == Isa::kScalar ? "reference" : std::string(Name(impl_->ops.isa));
-  kernels.emplace_back("attention", vector_name);
+  const Isa isa = impl_->isa;
+  const std::string vector_name(isa == Isa::kScalar ? "reference"
+                                                    : Name(isa == Isa::kAmx ? Isa::kAvx512 : impl_->ops.isa));
+  kernels.emplace_back("attention", isa == Isa::kAmx ? "amx_bf16, " + vector_name : vector_name);
   kernels.emplace_back("norm, rope, activation", vector_name);
   return kernels;
 }

@@ -8,5 +8,6 @@ namespace thermocline {
 extern const VectorOps kVectorOpsScalar;
 extern const VectorOps kVectorOpsAvx2;
 extern const VectorOps kVectorOpsAvx512;
+void AttentionSplitAmx(const AttentionSplit& args);  // VectorOps::attention_split of Isa::kAmx
 
 }  // namespace thermocline

@@ -84,7 +84,7 @@ void RunSplits(benchmark::State& state, const VectorOps& ops, const Shape& shape
 
 const bool kRegistered = [] {
   for (const Shape& shape : kShapes)
-    for (Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+    for (Isa isa : {Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
       if (!CanRun(isa)) continue;
       const VectorOps& ops = VectorOpsFor(isa);
       for (const DType type : {DType::kF16, DType::kQ8_0})

@@ -12,8 +12,8 @@
 // M=1 is bound by memory: a chunk of Q4_0 is 288 bytes and about 40 instructions.
 #include <xbyak/xbyak_util.h>
 
+#include "cpu/amx.h"
 #include "cpu/jit/linear_jit.h"
-#include "cpu/jit/tile_amx.h"
 
 namespace thermocline {
 namespace {

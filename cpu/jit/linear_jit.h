@@ -170,7 +170,7 @@ inline constexpr int kFewRowsAvx2 = 4, kTileRowsAvx2 = 3;
 std::unique_ptr<JitCode> MakeLinearAvx512(const LinearSpec& spec);  // M 1 .. kFewRowsAvx512
 inline constexpr int kFewRowsAvx512 = 4;
 std::unique_ptr<JitCode> MakeDecodeAvx512(const PackedFormat& format);
-// The same in BF16, for cpu/jit/tile_amx.h: 32 k of a panel are kAmxWeightBytes, kAmxStepBytes apart. Needs AVX-512
+// The same in BF16, for cpu/jit/tile_amx.h: 32 k of a panel are kAmxTileBytes, kAmxStepBytes apart. Needs AVX-512
 // BF16.
 std::unique_ptr<JitCode> MakeDecodeBf16Avx512(const PackedFormat& format);
 std::unique_ptr<JitCode> MakeTileAvx512(const TileSpec& spec);  // M 1 .. kTileRowsAvx512

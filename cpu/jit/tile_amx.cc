@@ -1,7 +1,3 @@
-//   tmm0..3   sums: rows [0, 16) of each panel, then rows [16, 32)
-//   tmm4, 5   a step of x, of each half of the rows
-//   tmm6, 7   a step of weights, of each panel
-//
 // Bound by tdpbf16ps, 16 cycles each: 64 a step, in which 4 tiles of 16 lines are loaded, from L2.
 #include "cpu/jit/tile_amx.h"
 
@@ -77,13 +73,10 @@ class TileAmx final : public Xbyak::CodeGenerator {
     }
     add(weights_, kAmxStepBytes);
   }
-  // Where another process works on the core's other thread, which a guest cannot see, loads of tiles take 3 to 4 times
-  // as long; some instructions between tile operations win back a third of that, and cost nothing otherwise.
   void Space() {
-    for (int i = 0; i < kSpace; ++i) nop();
+    for (int i = 0; i < kAmxSpace; ++i) nop();
   }
-  static constexpr int kSpace = 8;
-  static int LineOf(int panel) { return panel * kAmxWeightBytes; }
+  static int LineOf(int panel) { return panel * kAmxTileBytes; }
 
   // Leaves y_ on the last half.
   template <typename Emit>
@@ -102,23 +95,6 @@ class TileAmx final : public Xbyak::CodeGenerator {
 };
 
 }  // namespace
-
-AmxConfig AmxConfigFor(int64_t rows) {
-  AmxConfig config;
-  const auto set = [&](int tile, int64_t n) {
-    config.row_bytes[tile] = 64;
-    config.rows[tile] = static_cast<uint8_t>(n);
-  };
-  for (int half = 0; half < kAmxHalves; ++half) {
-    const int64_t left = rows - half * kAmxHalfRows;
-    if (left <= 0) break;
-    const int64_t here = left < kAmxHalfRows ? left : kAmxHalfRows;
-    for (int panel = 0; panel < kAmxPanels; ++panel) set(2 * half + panel, here);
-    set(4 + half, here);
-  }
-  for (int panel = 0; panel < kAmxPanels; ++panel) set(6 + panel, kAmxStepK / 2);
-  return config;
-}
 
 std::unique_ptr<Xbyak::CodeGenerator> MakeTileAmx(int halves, int panels) {
   return std::make_unique<TileAmx>(halves, panels);
