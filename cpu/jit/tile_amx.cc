@@ -12,12 +12,17 @@ class TileAmx final : public Xbyak::CodeGenerator {
  public:
   TileAmx(int halves, int panels)
       : CodeGenerator(kCodeBytes, Xbyak::DontSetProtectRWE), halves_(halves), panels_(panels) {
+    push(ahead_);
+    push(three_);
     mov(x_half_[0], ptr[args_ + offsetof(AmxTileArgs, x)]);
     mov(x_stride_, ptr[args_ + offsetof(AmxTileArgs, x_stride_bytes)]);
     mov(y_, ptr[args_ + offsetof(AmxTileArgs, y)]);
     mov(y_stride_, ptr[args_ + offsetof(AmxTileArgs, y_stride_bytes)]);
+    lea(three_, ptr[x_stride_ + 2 * x_stride_]);
     mov(line_, 64);
     Tile();
+    pop(three_);
+    pop(ahead_);
     ret();
     setProtectModeRE();
   }
@@ -30,6 +35,7 @@ class TileAmx final : public Xbyak::CodeGenerator {
   const Xbyak::Reg64 args_ = rdi, weights_ = rsi, step_ = rdx, line_ = rcx;
   const Xbyak::Reg64 x_half_[kAmxHalves] = {r8, rax}, x_stride_ = r9;  // x: of each half, at the step
   const Xbyak::Reg64 y_ = r10, y_stride_ = r11;
+  const Xbyak::Reg64 ahead_ = rbx, three_ = rbp;  // every fourth row of x, and three times the stride
   const int halves_, panels_;
 
   void Tile() {
@@ -58,24 +64,38 @@ class TileAmx final : public Xbyak::CodeGenerator {
   }
 
   void Step() {
+    int row = 0;
     for (int panel = 0; panel < panels_; ++panel) {
       tileloadd(Weights(panel), ptr[weights_ + line_ + LineOf(panel)]);
-      Space();
+      Space(row);
     }
     for (int half = 0; half < halves_; ++half) {
       tileloadd(X(half), ptr[x_half_[half] + x_stride_]);
-      Space();
+      Space(row);
       for (int panel = 0; panel < panels_; ++panel) {
         tdpbf16ps(Sum(half, panel), X(half), Weights(panel));
-        Space();
+        Space(row);
       }
-      add(x_half_[half], kAmxStepK * 2);
     }
+    for (int half = 0; half < halves_; ++half) add(x_half_[half], kLine);
     add(weights_, kAmxStepBytes);
   }
-  void Space() {
-    for (int i = 0; i < kAmxSpace; ++i) nop();
+  // kAmxSpace instructions, some of them fetching the next step of rows of x while there are any.
+  void Space(int& row) {
+    const bool fetch = row < halves_ * kAmxHalfRows;
+    if (fetch) {
+      if (row == 0)
+        mov(ahead_, x_half_[0]);
+      else
+        lea(ahead_, ptr[ahead_ + x_stride_ * 4]);
+      for (int i = 0; i < kFetched; ++i, ++row) prefetcht0(RowAhead(i));
+    }
+    for (int i = fetch ? kFetched : 0; i < kAmxSpace; ++i) nop();
   }
+  Xbyak::Address RowAhead(int i) const {
+    return i == 3 ? ptr[ahead_ + three_ + kLine] : i > 0 ? ptr[ahead_ + x_stride_ * i + kLine] : ptr[ahead_ + kLine];
+  }
+  static constexpr int kLine = kAmxStepK * 2, kFetched = 4;
   static int LineOf(int panel) { return panel * kAmxTileBytes; }
 
   // Leaves y_ on the last half.
