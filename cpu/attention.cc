@@ -135,9 +135,13 @@ void Attention::Merge(const Block& block, const State& part, const State& total)
 
 void Attention::WholeItem(int member, int64_t item, const AttentionIo& io) const {
   const State total = members_.At(2 * member), part = members_.At(2 * member + 1);
-  Reset(BlockOf(item), total);
-  for (int64_t split = 0; split < n_splits_; ++split)
-    if (ComputeSplit(member, item, split, part, io)) Merge(BlockOf(item), part, total);
+  bool any = false;
+  for (int64_t split = 0; split < n_splits_; ++split) {
+    if (!ComputeSplit(member, item, split, any ? part : total, io)) continue;
+    if (any) Merge(BlockOf(item), part, total);
+    any = true;
+  }
+  if (!any) Reset(BlockOf(item), total);
   Store(item, total, io);
 }
 

@@ -80,7 +80,6 @@ struct CpuExecutor::Impl {
   // Of rows [first_row, first_row + n_rows) and panels [begin, end).
   void ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin, int64_t end,
                      int64_t first_row, int64_t n_rows);
-  void RunByForm(const LinearKernel& kernel, const Op& op, LinearArgs args, int64_t first_row, int64_t n_rows) const;
   void Quantize(const Op& op, bool wanted, int64_t row);
   void Receive(const Op& op, int64_t row);
   template <typename Then>
@@ -93,6 +92,7 @@ struct CpuExecutor::Impl {
   SlotRows Rows(Slot slot, int64_t first = 0) const { return {Row(slot, 0) + first, Stride(slot)}; }
   int Width(Slot slot) const { return plans[0].program.width[Index(slot)]; }
   static size_t Index(Slot slot) { return static_cast<size_t>(slot); }
+  PromptForm FormOf(const Op& op) const { return PromptFormFor(isa, op.wanted_rows ? kAllGroups : op.large_group); }
   const PackedMatrix& Matrix(WeightId id) const { return weights.matrix(id); }
   const float* Vector(WeightId id) const { return weights.vector(id); }
   uint8_t* Quantized(int64_t row, int64_t k) const { return quantized.data() + row * ActivationRowBytes(k); }
@@ -101,7 +101,6 @@ struct CpuExecutor::Impl {
   std::array<Plan, 2> plans;  // the second may be empty
   Team& team;
   const Isa isa;
-  const PromptForm prompt_form;
   const VectorOps& ops;
   KvLayout layout;
   Weights weights;
@@ -134,7 +133,6 @@ CpuExecutor::Impl::Impl(const GgufFile& file, const Model& model, Team& team, Is
       plans{Plan{model.program, {}, {}}, Plan{streamed ? *streamed : Program{}, {}, {}}},
       team(team),
       isa(isa),
-      prompt_form(PromptFormFor(isa)),
       ops(VectorOpsFor(isa)),
       layout(kv_layout),
       weights(file, model, team, isa, load),
@@ -339,7 +337,7 @@ void CpuExecutor::Impl::Quantize(const Op& op, bool wanted, int64_t row) {
     x += first;
   }
   const bool prompt = !wanted && step->prompt[row];
-  if (prompt && prompt_form == PromptForm::kBf16) return RoundToBf16(x, k, Quantized(row, k));
+  if (prompt && FormOf(op) == PromptForm::kBf16) return RoundToBf16(x, k, Quantized(row, k));
   ops.quantize(x, k, prompt ? op.large_group : kAllGroups, Quantized(row, k));
   if (generated) sparse_ffn.KeepInput(*bundles, row, Quantized(row, k));
 }
@@ -405,12 +403,12 @@ template <typename Then>
 void CpuExecutor::Impl::RunSparseLinear(Team::Member& member, const Op& op, const Bundles& bundles, const Then& then) {
   const int64_t n_rows = std::ssize(step->tokens);
   if (op.in == Slot::kGate) {
-    const uint8_t* x = Quantized(0, bundles.shape().n_ff);
+    const QuantizedRows x{Quantized(0, bundles.shape().n_ff), FormOf(op)};
     sparse_ffn.RunDown(member, op.layer, x, Rows(Slot::kGate, op.begin), op.accumulate, Rows(op.projections[0].out),
                        then);
     return;
   }
-  const uint8_t* x = Quantized(0, bundles.shape().n_embd);
+  const QuantizedRows x{Quantized(0, bundles.shape().n_embd), FormOf(op)};
   const int64_t first = parts[op.projections[0].weight].first_row;
   if (sparse_ffn.predicts(op.layer)) {
     sparse_ffn.RunPredictedGate(member, op.layer, x, Rows(Slot::kGate, first), Rows(Slot::kUp, first), then);
@@ -431,7 +429,7 @@ void CpuExecutor::Impl::RunProjections(Team::Member& member, const Op& op, int n
     bytes += Matrix(op.projections[i].weight).bytes();
   }
   const int64_t for_bytes = std::max<int64_t>(1, kMinChunkBytes * n_panels / bytes / std::max<int64_t>(1, n_rows));
-  const bool tiles = n_rows > kFewRows && prompt_form == PromptForm::kBf16;
+  const bool tiles = n_rows > kFewRows && FormOf(op) == PromptForm::kBf16;
   int64_t grain = std::max(for_bytes, n_panels / ((tiles ? kChunksPerMemberBf16 : kChunksPerMember) * team.size()));
   if (n_rows > kFewRows) grain = std::min(grain, tiles ? kMaxChunkPanelsBf16 : kMaxChunkPanels);
   const int64_t n_blocks = tiles ? 1 : std::clamp<int64_t>(n_rows / kMinRowsOfMember, 1, team.size());
@@ -467,7 +465,8 @@ void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection
                           end - begin,
                           w.n_blocks(),
                           op.accumulate};
-    return RunByForm(kernels.at(w.type()), op, args, first_row, n_rows);
+    return RunByForm(kernels.at(w.type()), args, n_rows, FormOf(op),
+                     [&](int64_t row) { return step->prompt[first_row + row] != 0; });
   }
   const auto is_prompt = [&](int64_t i) {
     const int64_t row = first_row + i;
@@ -476,22 +475,6 @@ void CpuExecutor::Impl::ProjectPanels(const Op& op, const Projection& projection
   float_linear.Run({w, begin * kPanelRows, std::min(end * kPanelRows, w.n()), Row(op.in, first_row) + part.first_k,
                     Stride(op.in), y, Stride(projection.out), n_rows, op.accumulate},
                    is_prompt, member);
-}
-
-// Where prompt rows stand in a form of their own, rows go through the product in runs of one form.
-void CpuExecutor::Impl::RunByForm(const LinearKernel& kernel, const Op& op, LinearArgs args, int64_t first_row,
-                                  int64_t n_rows) const {
-  if (prompt_form == PromptForm::kPlanes || op.wanted_rows) return kernel.Run(args, n_rows);
-  for (int64_t row = first_row, end = first_row + n_rows, n; row < end; row += n) {
-    const bool prompt = step->prompt[row];
-    for (n = 1; row + n < end && (step->prompt[row + n] != 0) == prompt;) ++n;
-    if (prompt)
-      kernel.RunPrompt(args, n);
-    else
-      kernel.Run(args, n);
-    args.x += n * args.x_stride_bytes;
-    args.y = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(args.y) + n * args.y_stride_bytes);
-  }
 }
 
 CpuExecutor::CpuExecutor(const GgufFile& file, const Model& model, Team& team, Isa isa, int max_rows,

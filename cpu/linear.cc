@@ -144,19 +144,14 @@ LinearKernel::LinearKernel(LinearKernel&&) noexcept = default;
 
 std::string_view LinearKernel::name() const { return code_->name; }
 
-void LinearKernel::Run(const LinearArgs& args, int64_t m) const {
-  if (m <= kFewRows || code_->tile[1].empty())
+void LinearKernel::Run(const LinearArgs& args, int64_t m, PromptForm form) const {
+  if (form == PromptForm::kBf16)
+    code_->amx->Run(args, m);
+  else if (m <= kFewRows || code_->tile[1].empty())
     code_->RunRows(args, m);
   else
     InParts(args, m, args.n_blocks * code_->format.block_k() < kManyK ? m : kTileRowsTogether,
             [&](const LinearArgs& part, int64_t now) { code_->RunTiles(part, now); });
-}
-
-void LinearKernel::RunPrompt(const LinearArgs& args, int64_t m) const {
-  if (code_->amx)
-    code_->amx->Run(args, m);
-  else
-    Run(args, m);
 }
 
 }  // namespace thermocline

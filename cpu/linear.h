@@ -41,9 +41,8 @@ class LinearKernel {
   ~LinearKernel();
   LinearKernel(LinearKernel&&) noexcept;
 
-  void Run(const LinearArgs& args, int64_t m) const;  // M = m >= 1
-  // Rows in the form that prompt rows have here. Where that is kPlanes it is the same as Run.
-  void RunPrompt(const LinearArgs& args, int64_t m) const;
+  // M = m >= 1 rows in this form; kBf16 only if that is what PromptFormFor says of its instruction set.
+  void Run(const LinearArgs& args, int64_t m, PromptForm form = PromptForm::kPlanes) const;
   std::string_view name() const;  // "amx_bf16, avx512_vnni", "avx512_vnni", "avx_vnni", "avx2", "reference"
 
  private:
@@ -51,7 +50,23 @@ class LinearKernel {
   std::unique_ptr<Code> code_;
 };
 
-constexpr PromptForm PromptFormFor(Isa isa) { return isa == Isa::kAmx ? PromptForm::kBf16 : PromptForm::kPlanes; }
+// n rows in runs of one form: is_prompt(i) says which of them are in `form`, the others are in planes.
+template <typename IsPrompt>
+void RunByForm(const LinearKernel& kernel, LinearArgs args, int64_t n, PromptForm form, const IsPrompt& is_prompt) {
+  if (form == PromptForm::kPlanes) return kernel.Run(args, n);
+  for (int64_t row = 0, run; row < n; row += run) {
+    const bool prompt = is_prompt(row);
+    for (run = 1; row + run < n && is_prompt(row + run) == prompt;) ++run;
+    kernel.Run(args, run, prompt ? form : PromptForm::kPlanes);
+    args.x += run * args.x_stride_bytes;
+    args.y = reinterpret_cast<float*>(reinterpret_cast<uint8_t*>(args.y) + run * args.y_stride_bytes);
+  }
+}
+
+// Where all groups keep 16 bits (kAllGroups), BF16 would not.
+constexpr PromptForm PromptFormFor(Isa isa, float large_group) {
+  return isa == Isa::kAmx && large_group >= 0 ? PromptForm::kBf16 : PromptForm::kPlanes;
+}
 
 // K values to PromptForm::kBf16, at `out`, 64-byte aligned. Needs Isa::kAmx; rounds to nearest even, NaN stays NaN.
 void RoundToBf16(const float* x, int64_t k, uint8_t* out);

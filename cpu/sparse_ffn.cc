@@ -18,7 +18,6 @@ constexpr int64_t kGroupsTogether = kUpBlockK / kBundleNeurons;  // of down, mad
 SparseFfn::SparseFfn(const Weights& weights, const Model& model, Isa isa, const LoadOptions& load, int max_rows,
                      int n_members)
     : weights_(weights),
-      prompt_form_(PromptFormFor(isa)),
       skip_(load.ffn != FfnMode::kBundleDense),
       predicted_gate_(isa, max_rows, n_members),
       predictor_of_layer_(static_cast<size_t>(model.config.n_layer), -1),
@@ -136,24 +135,24 @@ void SparseFfn::KeepInput(const Bundles& bundles, int64_t row, const uint8_t* qu
   SpreadActivations(quantized, k, spread_.data() + row * SpreadBytes(k));
 }
 
-void SparseFfn::PromptUp(const Bundles& bundles, int member, int64_t group, const uint8_t* x, SlotRows up) const {
+void SparseFfn::PromptUp(const Bundles& bundles, int member, int64_t group, QuantizedRows x, SlotRows up) const {
   const BundleShape& shape = bundles.shape();
   uint8_t* panels = panels_.data() + member * scratch_bytes_;
   for (int64_t block = 0; block < shape.up_blocks(); ++block) {
     bundles.UpPanels(group, block, bundles.UpPanelBytes(block), panels);
     for (const RowRun& run : prompt_runs_) {
       const uint8_t* rows =
-          x + run.begin * ActivationRowBytes(shape.n_embd) + PromptOffset(prompt_form_, block * kUpBlockK);
-      linear_.at(shape.up).RunPrompt(
+          x.data + run.begin * ActivationRowBytes(shape.n_embd) + PromptOffset(x.prompt_form, block * kUpBlockK);
+      linear_.at(shape.up).Run(
           {panels, rows, ActivationRowBytes(shape.n_embd), up.Row(run.begin) + group * kBundleNeurons,
            up.stride * static_cast<int64_t>(sizeof(float)), kBundleNeurons / kPanelRows, bundles.UpBlocks(block),
            block > 0},
-          run.n);
+          run.n, x.prompt_form);
     }
   }
 }
 
-void SparseFfn::PromptDown(const Bundles& bundles, int member, int64_t block, const uint8_t* x, bool accumulate,
+void SparseFfn::PromptDown(const Bundles& bundles, int member, int64_t block, QuantizedRows x, bool accumulate,
                            SlotRows out) const {
   const BundleShape& shape = bundles.shape();
   uint8_t* panels = panels_.data() + member * scratch_bytes_;
@@ -162,12 +161,12 @@ void SparseFfn::PromptDown(const Bundles& bundles, int member, int64_t block, co
     bundles.DownPanels(block, group, n, bundles.DownPanelBytes(n), panels);
     for (const RowRun& run : prompt_runs_) {
       const uint8_t* rows =
-          x + run.begin * ActivationRowBytes(shape.n_ff) + PromptOffset(prompt_form_, group * kBundleNeurons);
+          x.data + run.begin * ActivationRowBytes(shape.n_ff) + PromptOffset(x.prompt_form, group * kBundleNeurons);
       linear_.at(shape.down)
-          .RunPrompt({panels, rows, ActivationRowBytes(shape.n_ff), out.Row(run.begin) + block * kDownOutputs,
-                      out.stride * static_cast<int64_t>(sizeof(float)), bundles.DownPanelCount(block), (n + 1) / 2,
-                      accumulate || group > 0},
-                     run.n);
+          .Run({panels, rows, ActivationRowBytes(shape.n_ff), out.Row(run.begin) + block * kDownOutputs,
+                out.stride * static_cast<int64_t>(sizeof(float)), bundles.DownPanelCount(block), (n + 1) / 2,
+                accumulate || group > 0},
+               run.n, x.prompt_form);
     }
   }
 }

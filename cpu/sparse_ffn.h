@@ -32,6 +32,12 @@ struct FfnAudit {
   std::vector<double> missed;
 };
 
+// Quantized inputs of a product, as cpu/activations.h has them.
+struct QuantizedRows {
+  const uint8_t* data;
+  PromptForm prompt_form;  // of prompt rows
+};
+
 class SparseFfn {
  public:
   static constexpr int64_t kMergeGrain = 512;  // outputs whose partial sums are merged at a time
@@ -58,9 +64,9 @@ class SparseFfn {
 
   // Keeps the input of a generated row, quantized to both planes, for Down.
   void KeepInput(const Bundles& bundles, int64_t row, const uint8_t* quantized);
-  // up(prompt rows) = U x; x: quantized rows.
+  // up(prompt rows) = U x.
   template <typename Then>
-  void RunUp(Team::Member& member, const Bundles& bundles, const uint8_t* x, SlotRows up, const Then& then) {
+  void RunUp(Team::Member& member, const Bundles& bundles, QuantizedRows x, SlotRows up, const Then& then) {
     member.For(
         bundles.shape().n_groups(), kUpGrain,
         [&](int64_t begin, int64_t end) {
@@ -70,7 +76,7 @@ class SparseFfn {
   }
   // gate(all rows), of generated ones for the neurons that are predicted, else 0; up(prompt rows) = U x.
   template <typename Then>
-  void RunPredictedGate(Team::Member& member, int layer, const uint8_t* x, SlotRows gate, SlotRows up,
+  void RunPredictedGate(Team::Member& member, int layer, QuantizedRows x, SlotRows gate, SlotRows up,
                         const Then& then) {
     const int64_t n_generated = std::ssize(generated_);
     if (has_prompt_rows()) {
@@ -80,11 +86,12 @@ class SparseFfn {
     }
     const int64_t audited = audited_ < 0 ? -1 : generated_[audited_];
     predicted_gate_.Run(member, predictor_of_layer_[layer],
-                        {generated_runs_, x, spread_.data(), gate.data, gate.stride, audited}, count_pointers_, then);
+                        {generated_runs_, x.data, spread_.data(), gate.data, gate.stride, audited}, count_pointers_,
+                        then);
   }
   // out (+)= down of the prompt rows in x, quantized, and of the generated rows, whose act(gate) stand in `activation`.
   template <typename Then>
-  void RunDown(Team::Member& member, int layer, const uint8_t* x, SlotRows activation, bool accumulate, SlotRows out,
+  void RunDown(Team::Member& member, int layer, QuantizedRows x, SlotRows activation, bool accumulate, SlotRows out,
                const Then& then) {
     const Bundles& bundles = weights_.bundles(layer);
     const int64_t n_generated = std::ssize(generated_);
@@ -118,8 +125,8 @@ class SparseFfn {
   static constexpr int64_t kRowsTogether = 16;  // whose partial sums are kept at once
   static constexpr int64_t kUpGrain = 4;
   void AddPredictor(const GatedFfn& ffn, const Model& model, Isa isa, const LoadOptions& load);
-  void PromptUp(const Bundles& bundles, int member, int64_t group, const uint8_t* x, SlotRows up) const;
-  void PromptDown(const Bundles& bundles, int member, int64_t block, const uint8_t* x, bool accumulate,
+  void PromptUp(const Bundles& bundles, int member, int64_t group, QuantizedRows x, SlotRows up) const;
+  void PromptDown(const Bundles& bundles, int member, int64_t block, QuantizedRows x, bool accumulate,
                   SlotRows out) const;
   BundleRow Row(const Bundles& bundles, int64_t generated, SlotRows activation, float* partial) const;
   void GeneratedSlice(int layer, int member, int64_t slice, int64_t first, int64_t n, SlotRows activation);
@@ -132,7 +139,6 @@ class SparseFfn {
   const BundleKernel& Kernel(const BundleShape& shape) const { return kernels_.at({shape.up, shape.down}); }
 
   const Weights& weights_;
-  const PromptForm prompt_form_;
   const bool skip_;
   PredictedGate predicted_gate_;
   std::vector<int> predictor_of_layer_;  // -1: none

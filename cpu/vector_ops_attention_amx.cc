@@ -24,7 +24,8 @@ constexpr int kBlocks = kMaxQueries / kRows;
 constexpr int kUnit = kAmxStepK;  // tokens
 constexpr int kUnitsPerPage = kPageTokens / kUnit, kUnits = kSplitTokens / kUnit;
 constexpr int kMaxSteps = kMaxHeadDim / kAmxStepK;
-constexpr int kSideBytes = 2 * kAmxTileBytes;  // of two halves, or two blocks, in one step
+constexpr int kFirstPart = 0, kSecondPart = 2 * kAmxTileBytes;  // of two halves, or two blocks, in one step
+constexpr int kStepBytes = 2 * kSecondPart;
 
 template <int kTile>
 void Load(const void* from, int64_t stride_bytes = 64) {
@@ -41,6 +42,12 @@ void AddProduct() {
   asm volatile(".rept %c0\nnop\n.endr" : : "i"(kAmxSpace));
 }
 void AddProducts() { AddProduct<0>(), AddProduct<1>(), AddProduct<2>(), AddProduct<3>(); }
+// Of one step of two parts each.
+void AddProducts(const uint8_t* x, const uint8_t* weights) {
+  LoadTwo<6>(weights + kFirstPart), LoadTwo<4>(x + kSecondPart), AddProducts();
+  LoadTwo<4>(x + kFirstPart), AddProducts();
+  LoadTwo<6>(weights + kSecondPart), AddProducts();
+}
 void ZeroSums() { asm volatile("tilezero %tmm0\ntilezero %tmm1\ntilezero %tmm2\ntilezero %tmm3"); }
 template <int kTile>
 void Store(float* to, int64_t stride_bytes) {
@@ -67,6 +74,19 @@ struct Pairs {
   __m512i index;
 };
 
+// Both parts of the values, `low` in the first half of a line.
+struct Parts {
+  Parts(__m512 high, __m512 low)
+      : first(Round(high, low)), second(Round(V::Sub(high, HighOf(first)), V::Sub(low, LowOf(first)))) {}
+  void Store(uint8_t* line) const {
+    _mm512_store_si512(line + kFirstPart, first), _mm512_store_si512(line + kSecondPart, second);
+  }
+  void StorePairs(const Pairs& pairs, uint8_t* line) const {
+    _mm512_store_si512(line + kFirstPart, pairs.Of(first)), _mm512_store_si512(line + kSecondPart, pairs.Of(second));
+  }
+  __m512i first, second;
+};
+
 struct Range {
   int begin, end;
 };
@@ -75,13 +95,13 @@ struct Work {
   // Scores of all queries; a stride whose lines fall into many sets of a cache.
   static constexpr int kScoreStride = kSplitTokens + 16;
   alignas(64) float scores[kMaxQueries * kScoreStride];
-  alignas(64) uint8_t queries[kBlocks * kMaxSteps][2 * kSideBytes];     // by block and step: second parts, first parts
-  alignas(64) uint8_t keys[kMaxSteps * kUnitsPerPage][2 * kSideBytes];  // by step and unit: first parts, second parts
-  alignas(64) uint8_t weights[kBlocks * kUnits][kSideBytes];            // by block and unit
-  alignas(64) uint8_t values[kUnits][kSideBytes];                       // of 32 dims, by unit
-  alignas(64) float poison[kSplitTokens];                               // 0, or NaN where a value is not finite
-  Range seen[kMaxQueries];                                              // tokens of the split
-  Range units[kBlocks];                                                 // that any query of the block sees
+  alignas(64) uint8_t queries[kBlocks * kMaxSteps][kStepBytes];     // by block and step
+  alignas(64) uint8_t keys[kMaxSteps * kUnitsPerPage][kStepBytes];  // by step and unit
+  alignas(64) uint8_t weights[kBlocks * kUnits][kStepBytes];        // by block and unit
+  alignas(64) uint8_t values[kUnits][kStepBytes];                   // of 32 dims, by unit
+  alignas(64) float poison[kSplitTokens];                           // 0, or NaN where a value is not finite
+  Range seen[kMaxQueries];                                          // tokens of the split
+  Range units[kBlocks];                                             // that any query of the block sees
 };
 
 void SetRanges(const AttentionSplit& args, Work& work) {
@@ -111,10 +131,7 @@ void StageQueries(const AttentionSplit& args, int n_steps, Work& work) {
       const int n = args.head_dim - step * kAmxStepK;
       const __m512 low = n < 16 ? V::Load(q, n) : V::Load(q);
       const __m512 high = n <= 16 ? V::Set(0.f) : n < 32 ? V::Load(q + 16, n - 16) : V::Load(q + 16);
-      const __m512i first = Round(high, low);
-      uint8_t* out = work.queries[i / kRows * n_steps + step] + i % kRows * 64;
-      _mm512_store_si512(out, Round(_mm512_sub_ps(high, HighOf(first)), _mm512_sub_ps(low, LowOf(first))));
-      _mm512_store_si512(out + kSideBytes, first);
+      Parts(high, low).Store(work.queries[i / kRows * n_steps + step] + i % kRows * 64);
     }
 }
 
@@ -186,11 +203,8 @@ void StageKeys(const Side& keys, int n_steps, const Pairs& pairs, Work& work) {
       const int d = step * kAmxStepK + 2 * j;
       for (int t = 0; t < kPageTokens; t += 16) {
         const Two both = d < keys.head_dim ? keys.Keys(d, t) : Two{V::Set(0.f), V::Set(0.f)};
-        const __m512i first = Round(both.odd, both.even);
-        const __m512i second = Round(V::Sub(both.odd, HighOf(first)), V::Sub(both.even, LowOf(first)));
-        uint8_t* out = work.keys[step * kUnitsPerPage + t / kUnit] + t % kUnit / 16 * kAmxTileBytes + 64 * j;
-        _mm512_store_si512(out, pairs.Of(first));
-        _mm512_store_si512(out + kSideBytes, pairs.Of(second));
+        uint8_t* line = work.keys[step * kUnitsPerPage + t / kUnit] + t % kUnit / 16 * kAmxTileBytes + 64 * j;
+        Parts(both.odd, both.even).StorePairs(pairs, line);
       }
     }
 }
@@ -206,13 +220,8 @@ void Scores(const AttentionSplit& args, int n_steps, const Pairs& pairs, Work& w
       staged = true;
       for (int unit = units.begin; unit < units.end; ++unit) {
         ZeroSums();
-        for (int step = 0; step < n_steps; ++step) {
-          const uint8_t* q = work.queries[b * n_steps + step];
-          const uint8_t* k = work.keys[step * kUnitsPerPage + unit % kUnitsPerPage];
-          LoadTwo<6>(k), LoadTwo<4>(q), AddProducts();
-          LoadTwo<4>(q + kSideBytes), AddProducts();
-          LoadTwo<6>(k + kSideBytes), AddProducts();
-        }
+        for (int step = 0; step < n_steps; ++step)
+          AddProducts(work.queries[b * n_steps + step], work.keys[step * kUnitsPerPage + unit % kUnitsPerPage]);
         StoreSums(work.scores + b * kRows * Work::kScoreStride + unit * kUnit, Work::kScoreStride);
       }
     }
@@ -236,8 +245,8 @@ bool FindPoison(const AttentionSplit& args, const Range& units, Work& work) {
   return any;
 }
 
-// 2^x within 2^-13.7, which BF16 makes of little account; 0 for -inf, NaN stays. 2^x = 2^floor(x) P(x - floor(x)), P
-// minimax of degree 3.
+// 2^x within 2^-13.7, much as attention of 13 bits elsewhere; 0 for -inf, NaN stays. 2^x = 2^floor(x) P(x - floor(x)),
+// P minimax of degree 3.
 __m512 PowerOfTwo(__m512 x) {
   const __m512 fraction = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   __m512 p = V::Set(0.07802452266f);
@@ -280,7 +289,7 @@ void Softmax(const AttentionSplit& args, int i, bool poisoned, Work& work) {
     const auto weights_at = [&](int t) { return PowerOfTwo(V::Fma(V::Load(scores + t), V::Set(kLog2E), minus_max)); };
     const __m512 low = weights_at(unit * kUnit), high = weights_at(unit * kUnit + 16);
     sums[0] = V::Add(sums[0], low), sums[1] = V::Add(sums[1], high);
-    _mm512_store_si512(weights + unit * kSideBytes, Round(high, low));
+    Parts(high, low).Store(weights + unit * kStepBytes);
   }
   args.max[i] = max;
   args.sum[i] = V::ReduceAdd(V::Add(sums[0], sums[1]));
@@ -298,16 +307,15 @@ void StageValues(const AttentionSplit& args, const Range& units, int d, const Pa
         if (d + 16 * block < args.head_dim) both = values.Values(token % kPageTokens, d + 16 * block);
         if (work.poison[token] != 0) both.even = V::Set(0.f);
         if (work.poison[token + 1] != 0) both.odd = V::Set(0.f);
-        _mm512_store_si512(work.values[unit] + block * kAmxTileBytes + 64 * j, pairs.Of(Round(both.odd, both.even)));
+        Parts(both.odd, both.even).StorePairs(pairs, work.values[unit] + block * kAmxTileBytes + 64 * j);
       }
     }
 }
 
 void WeightedValues(const AttentionSplit& args, int block, int d, Work& work) {
   ZeroSums();
-  for (int unit = work.units[block].begin; unit < work.units[block].end; ++unit) {
-    LoadTwo<4>(work.weights[block * kUnits + unit]), LoadTwo<6>(work.values[unit]), AddProducts();
-  }
+  for (int unit = work.units[block].begin; unit < work.units[block].end; ++unit)
+    AddProducts(work.weights[block * kUnits + unit], work.values[unit]);
   float* out = args.acc + int64_t{block} * kRows * args.head_dim + d;
   const int n_dims = static_cast<int>(Least(32, args.head_dim - d));
   const int n_queries = static_cast<int>(Least(kRows, args.n_queries - block * kRows));

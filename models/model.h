@@ -142,7 +142,7 @@ struct Op {
   int16_t channel = -1;  // kSend, kReceive: which of the places where the two sides meet; kSendPanels: which piece
 
   // kLinear: prompt rows of `in` stand in 16 bits where a group's squared scale is more than so many times the row's
-  // mean, else in 8; negative: all in 16 (HACKING.md "Numerics").
+  // mean, else in 8, or with AMX in BF16; negative: all in 16 (HACKING.md "Numerics").
   float large_group = -1;
 };
 

@@ -32,9 +32,9 @@ class EmulatedOps final : public DeviceOpExecutor {
   void PrepareAttention(const DeviceOp& op, int max_rows);
   void Linear(const DeviceOp& op, const DeviceStep& step);
   void Logits(const DeviceOp& op, const DeviceStep& step);
-  // y (+)= W x for n_rows rows of x; prompt: by row.
+  // y (+)= W x for n_rows rows of x, those for which is_prompt(row) in that form.
   void Multiply(const DeviceMatrix& matrix, const float* x, int64_t x_stride, int64_t n_rows, bool accumulate, float* y,
-                int64_t y_stride, const std::function<bool(int64_t)>& is_prompt);
+                int64_t y_stride, PromptForm form, const std::function<bool(int64_t)>& is_prompt);
   void CountFirings(const DeviceOp& op, const DeviceStep& step);
   void StoreKv(const DeviceOp& op, const DeviceStep& step);
   void Attend(const DeviceOp& op, const DeviceStep& step);
@@ -147,12 +147,14 @@ void EmulatedOps::Run(const DeviceOp& op, const DeviceStep& step) {
 }
 
 void EmulatedOps::Multiply(const DeviceMatrix& matrix, const float* x, int64_t x_stride, int64_t n_rows,
-                           bool accumulate, float* y, int64_t y_stride, const std::function<bool(int64_t)>& is_prompt) {
+                           bool accumulate, float* y, int64_t y_stride, PromptForm form,
+                           const std::function<bool(int64_t)>& is_prompt) {
   const PackedMatrix w(matrix.type, matrix.n, matrix.k, reinterpret_cast<uint8_t*>(matrix.data));
   if (w.format())
-    kernels_.at(w.type()).Run({w.panel(0), Quantized(0, w.k()), ActivationRowBytes(w.k()), y,
-                               y_stride * static_cast<int64_t>(sizeof(float)), w.n_panels(), w.n_blocks(), accumulate},
-                              n_rows);
+    RunByForm(kernels_.at(w.type()),
+              {w.panel(0), Quantized(0, w.k()), ActivationRowBytes(w.k()), y,
+               y_stride * static_cast<int64_t>(sizeof(float)), w.n_panels(), w.n_blocks(), accumulate},
+              n_rows, form, is_prompt);
   else
     float_linear_.Run({w, 0, w.n(), x, x_stride, y, y_stride, n_rows, accumulate}, is_prompt, 0);
 }
@@ -161,6 +163,7 @@ void EmulatedOps::Linear(const DeviceOp& op, const DeviceStep& step) {
   const int64_t n_rows = std::ssize(op.wanted_rows ? step.wanted : step.positions);
   const auto is_prompt = [&](int64_t row) { return step.prompt[op.wanted_rows ? step.wanted[row] : row] != 0; };
   const int64_t k = op.projections[0].w.k;
+  const PromptForm form = PromptFormFor(ops_.isa, op.wanted_rows ? kAllGroups : op.large_group);
   bool packed = false;
   for (int i = 0; i < op.n_projections; ++i) packed |= FindPackedFormat(op.projections[i].w.type) != nullptr;
   for (int64_t row = 0; packed && row < n_rows; ++row) {
@@ -171,12 +174,15 @@ void EmulatedOps::Linear(const DeviceOp& op, const DeviceStep& step) {
       std::fill_n(padded, op.lead, 0.f);
       x = padded;
     }
-    ops_.quantize(x, k, is_prompt(row) ? op.large_group : kAllGroups, Quantized(row, k));
+    if (is_prompt(row) && form == PromptForm::kBf16)
+      RoundToBf16(x, k, Quantized(row, k));
+    else
+      ops_.quantize(x, k, is_prompt(row) ? op.large_group : kAllGroups, Quantized(row, k));
   }
   for (int i = 0; i < op.n_projections && n_rows > 0; ++i) {
     const DeviceProjection& to = op.projections[i];
     CHECK(packed || (op.in.width == k && op.lead == 0));
-    Multiply(to.w, Row(op.in, 0), op.in.stride, n_rows, op.accumulate, Row(to.out, 0), to.out.stride, is_prompt);
+    Multiply(to.w, Row(op.in, 0), op.in.stride, n_rows, op.accumulate, Row(to.out, 0), to.out.stride, form, is_prompt);
     for (int64_t row = 0; to.bias && row < n_rows; ++row)
       ops_.add(Floats(to.bias), static_cast<int>(to.w.n), Row(to.out, row));
   }
@@ -190,7 +196,8 @@ void EmulatedOps::Logits(const DeviceOp& op, const DeviceStep& step) {
     const auto is_prompt = [&](int64_t row) { return step.prompt[step.wanted[first + row]] != 0; };
     for (int64_t row = 0; FindPackedFormat(to.w.type) && row < n_rows; ++row)
       ops_.quantize(Row(op.in, first + row), to.w.k, kAllGroups, Quantized(row, to.w.k));
-    Multiply(to.w, Row(op.in, first), op.in.stride, n_rows, false, logits_.as<float>(), stride, is_prompt);
+    Multiply(to.w, Row(op.in, first), op.in.stride, n_rows, false, logits_.as<float>(), stride, PromptForm::kPlanes,
+             is_prompt);
     for (int64_t row = 0; row < n_rows; ++row) {
       float* out = op.host.data + (first + row) * op.host.stride;
       std::copy_n(logits_.as<float>() + row * stride, to.w.n, out);

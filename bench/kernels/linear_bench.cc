@@ -52,10 +52,7 @@ void RunLinear(benchmark::State& state, Isa isa, const PackedFormat& format, int
                         packed.n_blocks(),
                         0};
   for (auto _ : state) {
-    if (isa == Isa::kAmx)
-      kernel.RunPrompt(args, m);
-    else
-      kernel.Run(args, m);
+    kernel.Run(args, m, PromptFormFor(isa, large_group));
     benchmark::ClobberMemory();
   }
   const auto rate = benchmark::Counter::kIsIterationInvariantRate;
@@ -82,7 +79,7 @@ const bool kRegistered = [] {
     for (const PackedFormat& format : PackedFormats())
       benchmark::RegisterBenchmark(
           fmt::format("LinearPrompt/{}/amx", format.name).c_str(),
-          [&format](benchmark::State& state) { RunLinear(state, Isa::kAmx, format, 512, kAllGroups, kPanelsInL2); });
+          [&format](benchmark::State& state) { RunLinear(state, Isa::kAmx, format, 512, 2.f, kPanelsInL2); });
   return true;
 }();
 

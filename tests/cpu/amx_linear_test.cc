@@ -89,7 +89,7 @@ TEST_CASE("AMX: every format equals the reference, any M, tails in N and K, accu
           std::copy(before.begin(), before.end(), y.begin());
           LinearArgs args = c.Args(y.data());
           args.accumulate = accumulate;
-          kernel.RunPrompt(args, m);
+          kernel.Run(args, m, PromptForm::kBf16);
           for (int row = 0; row < m; ++row)
             for (int64_t i = 0; i < n; ++i) {
               const int64_t at = row * c.packed.n_panels() * kPanelRows + i;
@@ -106,7 +106,7 @@ TEST_CASE("AMX: a row is the same bits for any M, and K may come in parts") {
     const LinearKernel kernel(Isa::kAmx, format);
     const Case c(format, 48, 5 * 256, 70, 7);
     std::vector<float> together(c.y_size());
-    kernel.RunPrompt(c.Args(together.data()), c.m);
+    kernel.Run(c.Args(together.data()), c.m, PromptForm::kBf16);
     for (const int m : {1, 4, 16, 23, 33}) {
       CAPTURE(m);
       std::vector<float> apart(c.y_size());
@@ -114,7 +114,7 @@ TEST_CASE("AMX: a row is the same bits for any M, and K may come in parts") {
         LinearArgs args = c.Args(apart.data());
         args.x += row * args.x_stride_bytes;
         args.y += row * 48;
-        kernel.RunPrompt(args, std::min(m, c.m - row));
+        kernel.Run(args, std::min(m, c.m - row), PromptForm::kBf16);
       }
       CHECK(together == apart);
     }

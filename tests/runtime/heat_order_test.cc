@@ -99,8 +99,7 @@ TEST_CASE("heat order: a whole model and a split one compute what the file's ord
         const Logits ordered = PlayFew(*whole, RowKind::kGenerated), both = PlayFew(*split, RowKind::kGenerated);
         CHECK(Worst(expected, ordered) <= (lossless ? kReordered : kRequantized));
         CHECK(Worst(ordered, both) <= (bundles ? kReordered : kRequantized));
-        CHECK(Worst(prompt, PlayFew(*split, RowKind::kPrompt)) <=
-              (lossless && !kBf16Prompts ? kReordered : kRequantized));
+        CHECK(Worst(prompt, PlayFew(*split, RowKind::kPrompt)) <= (lossless ? kReordered : kRequantized));
       }
     }
   }

@@ -143,8 +143,7 @@ TEST_CASE("hybrid predicted: streamed prompts have gates from rows") {
       if (streamed) options.stream = {.min_rows = 1, .piece_bytes = piece_bytes};
       const auto hybrid = loaded.Start(loaded.predictors, options);
       const int64_t before = device->counts().uploads;
-      const double bound = kBf16Prompts ? kFar : kExact;
-      CHECK(Compare(expected, Play(*hybrid, RowKind::kPrompt, 0), bound).worst <= bound);
+      CHECK(Compare(expected, Play(*hybrid, RowKind::kPrompt, 0), kExact).worst <= kExact);
       uploads[streamed] = device->counts().uploads - before;
     }
     CHECK(uploads[true] > uploads[false]);

@@ -147,7 +147,7 @@ TEST_CASE("hybrid: prompt rows and rounded keys and values, streamed or not") {
     Loaded loaded(models[which], models[which].activation == "relu" ? FfnMode::kExact : FfnMode::kDense,
                   rounded_kv ? KvTypes{DType::kQ8_0, DType::kQ8_0} : KvTypes{});
     KeepAllIn16Bits(loaded.model);
-    const double bound = rounded_kv || kBf16Prompts ? kRounded : kExact;
+    const double bound = rounded_kv ? kRounded : kExact;
     const Logits expected = Play(*loaded.Start(), RowKind::kPrompt);
     for (int i = 0; i < n_plans; ++i) {
       CAPTURE(which);

@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-#include "cpu/linear.h"
+#include "cpu/activations.h"
 #include "predictor/placement.h"
 #include "runtime/engine.h"
 
@@ -20,8 +20,6 @@ using Logits = std::vector<std::vector<float>>;
 inline void KeepAllIn16Bits(Model& model) {
   for (Op& op : model.program.ops) op.large_group = kAllGroups;
 }
-// Which have 8 bits in any case.
-inline const bool kBf16Prompts = PromptFormFor(ChooseIsa()) == PromptForm::kBf16;
 
 inline TokenId TokenAt(int sequence, int position) { return (position * 37 + sequence * 11 + 5) % 280; }
 
