@@ -157,26 +157,23 @@ std::vector<float> Normalized(const Result& result, int head_dim) {
 // Over Q8_0, queries are rounded to a 32767th of the largest of a group, at most 4 sigma_q, the products of weights and
 // scales likewise to a 32767th of the largest of a page; such errors are uniform and add up as a random walk. Of prompt
 // rows F16 is rounded to a 4095th of the largest of a token, queries and weights to an 8191st, together 1.5 times that
-// of keys alone by reckoning: twice the step allows 5 standard deviations. With AMX weights and values of prompt rows
-// are rounded to BF16, by a 512th of each at most, and scores less.
-double Step(Isa isa, const Shape& shape, DType type) {
-  if (shape.prompt && (isa == Isa::kAmx || type == DType::kF16)) return 2.0 / 4095;
-  return type == DType::kQ8_0 ? 1.0 / 32767 : 0;
+// of keys alone by reckoning: twice the step allows 5 standard deviations.
+double Step(const Shape& shape, DType type) {
+  return type == DType::kQ8_0 ? 1.0 / 32767 : shape.prompt ? 2.0 / 4095 : 0;
 }
-double ScoreTolerance(Isa isa, const Shape& shape) {
-  return kEpsilon * (std::sqrt(static_cast<double>(shape.head_dim)) * 3 * 4 + 4) +
-         Step(isa, shape, shape.types.key) * 3 * 4;
+double ScoreTolerance(const Shape& shape) {
+  return kEpsilon * (std::sqrt(static_cast<double>(shape.head_dim)) * 3 * 4 + 4) + Step(shape, shape.types.key) * 3 * 4;
 }
-double OutputTolerance(Isa isa, const Shape& shape) {
-  return 5 * (2 * ScoreTolerance(isa, shape) + kEpsilon * (8 + shape.n_tokens / 8.0) +
-              Step(isa, shape, shape.types.value) * std::sqrt(shape.n_tokens));
+double OutputTolerance(const Shape& shape) {
+  return 5 * (2 * ScoreTolerance(shape) + kEpsilon * (8 + shape.n_tokens / 8.0) +
+              Step(shape, shape.types.value) * std::sqrt(shape.n_tokens));
 }
 
 void CheckAgainstReference(const VectorOps& ops, const Shape& shape, Flush flush) {
   CAPTURE(shape);
   const Case c(shape, flush);
   const Result actual = Run(ops, c), expected = Run(VectorOpsFor(Isa::kScalar), c);
-  CheckNear(actual.max, expected.max, [&](size_t) { return ScoreTolerance(ops.isa, shape); });
+  CheckNear(actual.max, expected.max, [&](size_t) { return ScoreTolerance(shape); });
   for (int i = 0; i < shape.n_queries; ++i) {
     CAPTURE(i);
     const Result row = Row(actual, i, shape.head_dim), expected_row = Row(expected, i, shape.head_dim);
@@ -187,8 +184,8 @@ void CheckAgainstReference(const VectorOps& ops, const Shape& shape, Flush flush
       continue;
     }
     CheckNear(Normalized(row, shape.head_dim), Normalized(expected_row, shape.head_dim),
-              [&](size_t) { return OutputTolerance(ops.isa, shape); });
-    CHECK(std::fabs(actual.sum[i] / expected.sum[i] - 1) <= OutputTolerance(ops.isa, shape));
+              [&](size_t) { return OutputTolerance(shape); });
+    CHECK(std::fabs(actual.sum[i] / expected.sum[i] - 1) <= OutputTolerance(shape));
   }
 }
 
@@ -258,10 +255,7 @@ TEST_CASE("over F16 a token with nearly all of the weight and hardly any value t
       const std::vector<float> expected = Normalized(Run(VectorOpsFor(Isa::kScalar), c), 64);
       float largest = 0;
       for (const float x : expected) largest = std::max(largest, std::fabs(x));
-      // Weights and values of 8 bits, each rounded by at most 2^-9 and by 2^-9 / sqrt(3) in the mean square: 4 times
-      // that.
-      const double relative = ops.isa == Isa::kAmx && prompt ? 4 * std::sqrt(2 / 3.0) / 512 : 3e-3;
-      CheckNear(actual, expected, [&](size_t) { return relative * largest; });
+      CheckNear(actual, expected, [&](size_t) { return 3e-3 * largest; });
     }
   });
 }
@@ -389,7 +383,7 @@ TEST_CASE("merged splits equal one pass over everything") {
           }
         }
         CheckNear(Normalized({max.ToVector(), sum.ToVector(), acc.ToVector()}, head_dim), Normalized(whole, head_dim),
-                  [&](size_t) { return OutputTolerance(ops.isa, shape); });
+                  [&](size_t) { return OutputTolerance(shape); });
       }
   }
 }
