@@ -26,9 +26,9 @@ namespace {
 constexpr int64_t kSerialRows = 2;
 // With many rows, this many panels share each pass over the activations.
 constexpr int64_t kFewRows = 8, kMaxChunkPanels = 8;
-// Tiles of BF16 are done with a panel so soon that reading the rows for each chunk shows: larger ones, of which sums stay
-// in L2 beside the rows. Prompts of the 1.1B and 7B shapes: 428 and 67 tokens/s with 16, 403 and 70 with 8, 389 and 62
-// with 32 (2 Xeon cores, medians of 8 and 2 runs).
+// Tiles of BF16 are done with a panel so soon that reading the rows for each chunk shows: larger ones, of which sums
+// stay in L2 beside the rows. Prompts of the 1.1B and 7B shapes: 428 and 67 tokens/s with 16, 403 and 70 with 8, 389
+// and 62 with 32 (2 Xeon cores, medians of 8 and 2 runs).
 constexpr int64_t kMaxChunkPanelsBf16 = 16, kChunksPerMemberBf16 = 4;
 // A prompt's rows are dealt to members as its stages over rows are, in blocks of so many at least, for which decoding
 // the weights once more is 2 % of a product: lines that another core wrote last cost more. Decoding to BF16 costs too
