@@ -22,7 +22,7 @@ float* Row(const DeviceRows& rows, int64_t i) { return Floats(rows.data) + i * r
 
 class EmulatedOps final : public DeviceOpExecutor {
  public:
-  EmulatedOps() : ops_(VectorOpsFor(ChooseIsa())), float_linear_(ops_, 1) {}
+  EmulatedOps() : isa_(ChooseIsa()), ops_(VectorOpsFor(isa_)), float_linear_(ops_, 1) {}
 
   bool Supports(DType) const override { return true; }
   void Prepare(std::span<const DeviceOp> ops, const DeviceLimits& limits) override;
@@ -40,6 +40,7 @@ class EmulatedOps final : public DeviceOpExecutor {
   void Attend(const DeviceOp& op, const DeviceStep& step);
   uint8_t* Quantized(int64_t row, int64_t k) const { return quantized_.data() + row * ActivationRowBytes(k); }
 
+  const Isa isa_;
   const VectorOps& ops_;
   FloatLinear float_linear_;
   std::map<DType, LinearKernel> kernels_;
@@ -60,7 +61,7 @@ void EmulatedOps::Prepare(std::span<const DeviceOp> ops, const DeviceLimits& lim
       const DeviceMatrix& w = op.projections[i].w;
       k = std::max(k, w.k);
       if (const PackedFormat* format = FindPackedFormat(w.type))
-        kernels_.try_emplace(w.type, ops_.isa, *format);
+        kernels_.try_emplace(w.type, isa_, *format);
       else
         float_linear_.Prepare(w.k);
       if (op.kind == DeviceOpKind::kLogits)
@@ -163,7 +164,7 @@ void EmulatedOps::Linear(const DeviceOp& op, const DeviceStep& step) {
   const int64_t n_rows = std::ssize(op.wanted_rows ? step.wanted : step.positions);
   const auto is_prompt = [&](int64_t row) { return step.prompt[op.wanted_rows ? step.wanted[row] : row] != 0; };
   const int64_t k = op.projections[0].w.k;
-  const PromptForm form = PromptFormFor(ops_.isa, op.wanted_rows ? kAllGroups : op.large_group);
+  const PromptForm form = PromptFormFor(isa_, op.wanted_rows ? kAllGroups : op.large_group);
   bool packed = false;
   for (int i = 0; i < op.n_projections; ++i) packed |= FindPackedFormat(op.projections[i].w.type) != nullptr;
   for (int64_t row = 0; packed && row < n_rows; ++row) {
