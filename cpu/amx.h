@@ -18,8 +18,9 @@ inline constexpr int kAmxStepK = 32;
 inline constexpr int kAmxTileBytes = 16 * 64;
 inline constexpr int kAmxStepBytes = kAmxPanels * kAmxTileBytes;  // of weights
 
-// Where another process works on the core's other thread, which a guest cannot see, a tile takes 3 to 4 times as long
-// to load. So many other instructions behind each tile operation win back a third of that, and cost nothing otherwise.
+// Where, it seems, another process works on the core's other thread, which a guest cannot see, a tile takes 3 to 4
+// times as long to load. So many other instructions behind each tile operation make a product half as fast again then,
+// and cost nothing otherwise (HACKING.md "Numerics").
 inline constexpr int kAmxSpace = 8;
 
 // What ldtilecfg loads.

@@ -1,4 +1,4 @@
-// Weights and activations made BF16 for AMX. Needs Isa::kAmx. What crosses this header has no code that would be
+// Activations made BF16 for AMX. Needs Isa::kAmx. What crosses this header has no code that would be
 // compiled for two instruction sets.
 #pragma once
 

@@ -223,21 +223,16 @@ TEST_CASE("the reference is softmax(q K^T) V") {
     }
 }
 
-// Sanitizers are slow, and see what there is to see in few.
-#ifdef THERMOCLINE_SANITIZED
-constexpr int kNumbersOfQueries[] = {1, 3, 7, 13, 32, kMaxQueries};
-#else
-constexpr int kNumbersOfQueries[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 32, kMaxQueries};
-#endif
-
 TEST_CASE("attention_split equals the reference over head dims and numbers of queries") {
   ForEachIsa([](const VectorOps& ops) {
     for (int head_dim : {1, 2, 7, 8, 9, 15, 16, 17, 24, 31, 32, 48, 64, 80, 96, 128, 256})
-      for (int n_queries : kNumbersOfQueries)
+      for (int n_queries : {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 32, kMaxQueries})
         for (KvTypes types : kTypes)
           for (bool prompt : {false, true})
-            for (Flush flush : {Flush::kEnd, Flush::kStart})
+            for (Flush flush : {Flush::kEnd, Flush::kStart}) {
+              if (ops.isa == Isa::kAmx && !prompt) continue;  // AVX-512's code
               CheckAgainstReference(ops, {n_queries, head_dim, 0, 2, 0, 100, types, prompt}, flush);
+            }
   });
 }
 
