@@ -47,17 +47,17 @@ struct Subject {
   }
 };
 
-// Until all has moved.
-void Wait(Adaptation& adaptation) {
-  adaptation.Begin();
-  const auto end = std::chrono::steady_clock::now() + std::chrono::minutes(2);
-  for (;;) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
-    const std::string failure = adaptation.End();
-    REQUIRE(failure == "");
-    if (adaptation.n_waiting() == 0 || std::chrono::steady_clock::now() > end) return;
+// Until all has moved or moving has failed, which it returns. A layer that is stopped is staged anew, however often:
+// pauses grow, until one is long enough for a layer on any machine.
+std::string Wait(Adaptation& adaptation) {
+  std::string failure;
+  for (auto pause = std::chrono::milliseconds(20); pause < std::chrono::minutes(1); pause *= 2) {
     adaptation.Begin();
+    std::this_thread::sleep_for(pause);
+    failure = adaptation.End();
+    if (!failure.empty() || adaptation.n_waiting() == 0) break;
   }
+  return failure;
 }
 
 double Hits(const Firings& firings, const Placement& placement) {
@@ -84,7 +84,7 @@ TEST_CASE("adaptation: what fires moves to the device between answers, which sta
   CHECK(adaptation.n_waiting() == 4);
   CHECK(adaptation.Describe().find("when 4 layers have moved") != std::string::npos);
   CHECK(adaptation.recent().tokens == 150 + 9 + 6);
-  Wait(adaptation);
+  REQUIRE(Wait(adaptation) == "");
   CHECK(adaptation.n_moved() == 4);
 
   Placement moved = subject.SomeHot();
@@ -116,7 +116,7 @@ TEST_CASE("adaptation: the engine is taken back at any time, and answers between
         CHECK(Play(*engine, RowKind::kGenerated) == Play(*subject.Start(now), RowKind::kGenerated));
     }
   }
-  Wait(adaptation);
+  REQUIRE(Wait(adaptation) == "");
   CHECK(adaptation.n_moved() > 0);
 }
 
@@ -127,13 +127,7 @@ TEST_CASE("adaptation: a device that is lost, and a file that is gone, end it, a
   (void)Play(*engine, RowKind::kGenerated);
   adaptation.AfterAnswer();
   subject.device->Lose();
-  adaptation.Begin();
-  std::string failure;
-  for (int i = 0; i < 1000 && failure.empty(); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-    failure = adaptation.End();
-    if (failure.empty()) adaptation.Begin();
-  }
+  const std::string failure = Wait(adaptation);
   CAPTURE(failure);
   CHECK(failure.find("lost") != std::string::npos);
   CHECK(adaptation.n_waiting() == 0);
