@@ -232,6 +232,46 @@ Feedback FactorFeedback(std::vector<float> gram, int64_t k, float damping, const
   return feedback;
 }
 
+void FollowDrift(const Drift& drift, std::span<float> rows, const VectorOps& ops) {
+  const Feedback& feedback = drift.now;
+  const int64_t k = feedback.k, n = static_cast<int64_t>(rows.size()) / k;
+  CHECK(static_cast<int64_t>(drift.inputs.size()) == k * k);
+  const float* u = feedback.u.data();
+  std::vector<float> columns(rows.size()), moves(rows.size()), panel;
+  // Columns [begin, begin + size) of the n rows at `from`, times `sign`, one after the other.
+  const auto take_columns = [&](const float* from, int64_t begin, int64_t size, float sign) {
+    for (int64_t i = 0; i < size; ++i)
+      for (int64_t r = 0; r < n; ++r) columns[i * n + r] = sign * from[r * k + begin + i];
+  };
+  take_columns(rows.data(), 0, k, 1);
+  ops.add_outer_products({columns.data(), n, drift.inputs.data(), k, moves.data(), k, n, k, k});
+  // moves H^-1: against (U + I)^T from the last column, against D, against U + I from the first.
+  for (int64_t end = k; end > 0; end -= std::min(end, kPanel)) {
+    const int64_t begin = std::max<int64_t>(0, end - kPanel), size = end - begin;
+    for (int64_t r = 0; r < n; ++r)
+      for (int64_t j = end - 1; j >= begin; --j)
+        for (int64_t i = j + 1; i < end; ++i) moves[r * k + j] -= moves[r * k + i] * u[j * k + i];
+    take_columns(moves.data(), begin, size, -1);
+    panel.resize(static_cast<size_t>(size * begin));
+    for (int64_t i = 0; i < size; ++i)
+      for (int64_t j = 0; j < begin; ++j) panel[i * begin + j] = u[j * k + begin + i];
+    if (begin > 0) ops.add_outer_products({columns.data(), n, panel.data(), begin, moves.data(), k, n, begin, size});
+  }
+  for (int64_t i = 0; i < n * k; ++i) moves[i] /= feedback.weights[i % k] * static_cast<float>(feedback.scale);
+  for (int64_t begin = 0; begin < k; begin += kPanel) {
+    const int64_t end = std::min(k, begin + kPanel);
+    for (int64_t r = 0; r < n; ++r)
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t j = i + 1; j < end; ++j) moves[r * k + j] -= moves[r * k + i] * u[i * k + j];
+    take_columns(moves.data(), begin, end - begin, -1);
+    if (end < k)
+      ops.add_outer_products(
+          {columns.data(), n, u + begin * k + end, k, moves.data() + end, k, n, k - end, end - begin});
+  }
+  for (int64_t i = 0; i < n * k; ++i)
+    if (std::abs(rows[i] + moves[i]) <= kMaxEncodedWeight) rows[i] += moves[i];
+}
+
 double QuantizeWithFeedback(DType type, const Feedback& feedback, std::span<const float> rows, uint8_t* out,
                             const VectorOps& ops) {
   const int64_t k = feedback.k, block = Info(type).block;

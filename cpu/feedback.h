@@ -34,6 +34,16 @@ struct Feedback {
 // for inputs that the text showed too little of.
 Feedback FactorFeedback(std::vector<float> gram, int64_t k, float damping, const VectorOps& ops);
 
+// How inputs have changed, from x to x'.
+struct Drift {
+  Feedback now;               // of x'
+  std::vector<float> inputs;  // (k, k) E[(x - x') x'^T]
+};
+
+// rows: (n, k) weights, moved from w to where they make of x' what w made of x, as nearly as they can in the mean: by
+// w E[(x - x') x'^T] H^-1, H as damped as in `now`. A weight that would become larger than kMaxEncodedWeight stays.
+void FollowDrift(const Drift& drift, std::span<float> rows, const VectorOps& ops);
+
 // rows: (n, k) weights, finite; out: n rows of `type`. A row's bytes do not depend on the others. Returns the expected
 // squared error of the outputs, summed over rows.
 double QuantizeWithFeedback(DType type, const Feedback& feedback, std::span<const float> rows, uint8_t* out,

@@ -10,6 +10,7 @@
 #include "models/error.h"
 #include "models/gguf_writer.h"
 #include "models/quantize.h"
+#include "runtime/layerwise.h"
 #include "runtime/progress.h"
 #include "runtime/quantizer.h"
 
@@ -37,11 +38,12 @@ std::string GroupOf(std::string_view name, int n_layer) {
 }  // namespace
 
 AutoQuantizer::AutoQuantizer(const GgufFile& file, const Model& model, const Calibration& calibration,
-                             const Judge& judge, const Tokenizer& tokenizer, std::span<const TokenId> sensitivity_text,
-                             AutoOptions options)
+                             std::span<const TokenId> text, const Judge& judge, const Tokenizer& tokenizer,
+                             std::span<const TokenId> sensitivity_text, AutoOptions options)
     : file_(file),
       model_(model),
       calibration_(calibration),
+      text_(text),
       judge_(judge),
       tokenizer_(tokenizer),
       sensitivity_text_(sensitivity_text),
@@ -110,10 +112,30 @@ void AutoQuantizer::MeasureErrors(Candidate& candidate, std::span<const float> s
   }
 }
 
-const std::vector<uint8_t>& AutoQuantizer::Encoded(size_t tensor, DType type) {
-  std::vector<uint8_t>& bytes = encoded_[{tensor, type}];
-  if (bytes.empty()) bytes = EncodeTensor(file_, file_.tensors()[tensor], type, FeedbackOf(tensor), team_);
+AutoQuantizer::Bytes AutoQuantizer::EncodePlain(std::span<const DType> types) {
+  Bytes bytes(types.size());
+  for (size_t i = 0; i < types.size(); ++i)
+    if (types[i] != file_.tensors()[i].type)
+      bytes[i] = EncodeTensor(file_, file_.tensors()[i], types[i], nullptr, team_);
   return bytes;
+}
+
+AutoQuantizer::Bytes AutoQuantizer::EncodeApart(std::span<const DType> types) {
+  Bytes bytes(types.size());
+  Progress progress("quantizing", "");
+  for (size_t i = 0; i < types.size(); ++i) {
+    progress.Update(static_cast<int64_t>(i), static_cast<int64_t>(types.size()));
+    if (types[i] == file_.tensors()[i].type) continue;
+    std::vector<uint8_t>& kept = apart_[{i, types[i]}];
+    if (kept.empty()) kept = EncodeTensor(file_, file_.tensors()[i], types[i], FeedbackOf(i), team_);
+    bytes[i] = kept;
+  }
+  return bytes;
+}
+
+AutoQuantizer::Bytes AutoQuantizer::EncodeInOrder(std::span<const DType> types) {
+  return EncodeLayerwise(file_, model_, types, calibration_.Find(model_.program.ops[0].weight), text_, options_.n_ctx,
+                         options_.n_threads);
 }
 
 std::vector<DType> AutoQuantizer::Uniform(DType type) const {
@@ -165,13 +187,36 @@ double AutoQuantizer::PredictedKl(std::span<const DType> types) const {
   return kl;
 }
 
+// No price leads to every size, as a large tensor becomes wider at once: what the next price leaves of `kl` goes to
+// others, for the most bytes at a time.
 std::vector<DType> AutoQuantizer::MixtureOfKl(double kl) const {
   double low = 1e-20, high = 1;  // of the price, KL per byte
   for (int i = 0; i < 60; ++i) {
     const double middle = std::sqrt(low * high);
     (PredictedKl(Mixture(middle)) > kl ? high : low) = middle;
   }
-  return Mixture(low);
+  std::vector<DType> types = Mixture(low);
+  for (double left = kl - PredictedKl(types);;) {
+    const Candidate* narrowed = nullptr;
+    const Choice* best = nullptr;
+    double most = 0, price = 0;  // bytes saved per KL; that KL
+    for (const Candidate& candidate : candidates_) {
+      const Choice& now = *std::ranges::find(candidate.choices, types[candidate.tensor], &Choice::type);
+      for (const Choice& choice : candidate.choices) {
+        const double cost = sensitivity_.at(candidate.group) * (choice.error - now.error);
+        if (choice.bytes >= now.bytes || cost > left) continue;
+        const double saved = static_cast<double>(now.bytes - choice.bytes) / std::max(cost, 1e-30);
+        if (saved <= most) continue;
+        most = saved;
+        price = cost;
+        narrowed = &candidate;
+        best = &choice;
+      }
+    }
+    if (best == nullptr) return types;
+    types[narrowed->tensor] = best->type;
+    left -= price;
+  }
 }
 
 // "Q4_0 70 %, Q8_0 30 %": of the weights.
@@ -188,18 +233,13 @@ std::string AutoQuantizer::Shares(std::span<const DType> types) const {
   return shares;
 }
 
-std::unique_ptr<Engine> AutoQuantizer::MakeEngine(std::span<const DType> types, bool plain) {
+std::unique_ptr<Engine> AutoQuantizer::MakeEngine(std::span<const DType> types, const Bytes& bytes) const {
   std::vector<Tensor> tensors = file_.tensors();
-  std::vector<std::vector<uint8_t>> plain_bytes;
-  Progress progress("quantizing", "");
   for (size_t i = 0; i < types.size(); ++i) {
-    progress.Update(static_cast<int64_t>(i), static_cast<int64_t>(types.size()));
     if (types[i] == tensors[i].type) continue;
-    if (plain) plain_bytes.push_back(EncodeTensor(file_, file_.tensors()[i], types[i], nullptr, team_));
-    const std::vector<uint8_t>& bytes = plain ? plain_bytes.back() : Encoded(i, types[i]);
     tensors[i].type = types[i];
-    tensors[i].data = bytes.data();
-    tensors[i].bytes = bytes.size();
+    tensors[i].data = bytes[i].data();
+    tensors[i].bytes = bytes[i].size();
   }
   Model model = model_;
   for (Weight& weight : model.weights)
@@ -210,8 +250,8 @@ std::unique_ptr<Engine> AutoQuantizer::MakeEngine(std::span<const DType> types, 
   return std::make_unique<Engine>(file_, model, options);
 }
 
-Trial AutoQuantizer::Try(std::string recipe, std::span<const DType> types, bool plain) {
-  const Trial trial{std::move(recipe), PlannedBytes(file_, types), judge_.Measure(*MakeEngine(types, plain))};
+Trial AutoQuantizer::Try(std::string recipe, std::span<const DType> types, const Bytes& bytes) {
+  const Trial trial{std::move(recipe), PlannedBytes(file_, types), judge_.Measure(*MakeEngine(types, bytes))};
   if (options_.on_trial) options_.on_trial(trial);
   return trial;
 }
@@ -230,7 +270,7 @@ void AutoQuantizer::MeasureSensitivity(std::span<const DType> narrow) {
   const std::vector<DType> wide = Uniform(DType::kQ8_0);
   const auto length =
       std::min<size_t>(sensitivity_text_.size(), static_cast<size_t>(kSensitivityChunks * options_.n_ctx));
-  const Judge judge(*MakeEngine(wide, false), tokenizer_, sensitivity_text_.first(length), options_.n_ctx);
+  const Judge judge(*MakeEngine(wide, EncodeApart(wide)), tokenizer_, sensitivity_text_.first(length), options_.n_ctx);
   std::map<std::string, double> errors;
   for (const Candidate& candidate : candidates_)
     for (const Choice& choice : candidate.choices)
@@ -241,23 +281,29 @@ void AutoQuantizer::MeasureSensitivity(std::span<const DType> narrow) {
     std::vector<DType> types = wide;
     for (const Candidate& candidate : candidates_)
       if (candidate.group == group) types[candidate.tensor] = narrow[candidate.tensor];
-    const double kl = judge.Measure(*MakeEngine(types, false)).kl;
+    const double kl = judge.Measure(*MakeEngine(types, EncodeApart(types))).kl;
     sensitivity_[group] = error > 0 ? std::max(kl, 1e-7) / error : 0;
     progress.Update(++done, static_cast<int64_t>(errors.size()));
   }
 }
 
 std::vector<DType> AutoQuantizer::Search() {
-  Try("Q4_0, plain rounding", Uniform(DType::kQ4_0), true);
+  const std::vector<DType> plain = Uniform(DType::kQ4_0);
+  Try("Q4_0, plain rounding", plain, EncodePlain(plain));
   std::vector<DType> best = Uniform(DType::kQ8_0);
-  const Trial widest = Try("Q8_0, error feedback", best);
+  best_ = EncodeApart(best);
+  const Trial widest = Try("Q8_0, error feedback", best, best_);
   if (widest.judgement.loss > options_.max_loss)
     throw Error("even 8 bits lose {:.3f} % of perplexity on this text, more than {:.3f} %: allow a larger --max-loss",
                 100 * widest.judgement.loss, 100 * options_.max_loss);
   MeasureErrors();
   const std::vector<DType> narrow = Narrowest();
-  const Trial narrowest = Try(Shares(narrow), narrow);
-  if (narrowest.judgement.loss <= options_.max_loss) return narrow;
+  Bytes bytes = EncodeInOrder(narrow);
+  const Trial narrowest = Try(Shares(narrow), narrow, bytes);
+  if (narrowest.judgement.loss <= options_.max_loss) {
+    best_ = std::move(bytes);
+    return narrow;
+  }
   MeasureSensitivity(narrow);
 
   // Loss grows with predicted KL; the bracket closes by linear interpolation, a little to the safe side.
@@ -270,11 +316,15 @@ std::vector<DType> AutoQuantizer::Search() {
   for (int i = 0; i < kMaxMixtures && good.bytes - bad.bytes > kSizeTolerance * good.bytes; ++i) {
     const double part = std::clamp((options_.max_loss - good.loss) / (bad.loss - good.loss), 0.08, 0.92);
     const std::vector<DType> types = MixtureOfKl(good.kl + 0.97 * part * (bad.kl - good.kl));
-    const Trial trial = Try(Shares(types), types);
+    bytes = EncodeInOrder(types);
+    const Trial trial = Try(Shares(types), types, bytes);
     const End end{PredictedKl(types), trial.judgement.loss, static_cast<double>(trial.file_bytes)};
     const bool within = trial.judgement.loss <= options_.max_loss;
     if (within ? end.bytes >= good.bytes : end.bytes <= bad.bytes) break;  // the types have no file in between
-    if (within) best = types;
+    if (within) {
+      best = types;
+      best_ = std::move(bytes);
+    }
     (within ? good : bad) = end;
   }
   return best;

@@ -31,23 +31,26 @@ struct AutoOptions {
 };
 
 // Tries, each judged on the held-out text: Q4_0 by plain rounding, for comparison; all in Q8_0 with error feedback; all
-// as narrow as can be, by the type that errs least; and mixtures, each tensor as wide as pays most. How much a bit more
-// is worth is measured: what each role in each third of the layers costs where it is narrow, and for each tensor how
-// its error falls with the type.
+// as narrow as can be, by the type that errs least; and mixtures, each tensor as wide as pays most. The narrow one and
+// the mixtures are encoded layer by layer (runtime/layerwise.h). How much a bit more is worth is measured, each tensor
+// encoded for itself: what each role in each third of the layers costs where it is narrow, and for each tensor how its
+// error falls with the type.
 class AutoQuantizer {
  public:
-  // `sensitivity_text` is of one chunk at least, and not what was calibrated with: errors are made up for better there
-  // than elsewhere, the more so the wider the input. The judge's reference is the model of `file`.
-  AutoQuantizer(const GgufFile& file, const Model& model, const Calibration& calibration, const Judge& judge,
-                const Tokenizer& tokenizer, std::span<const TokenId> sensitivity_text, AutoOptions options);
+  // `text` is what was calibrated with. `sensitivity_text` is of one chunk at least, and not that: errors are made up
+  // for better there than elsewhere, the more so the wider the input. The judge's reference is the model of `file`.
+  AutoQuantizer(const GgufFile& file, const Model& model, const Calibration& calibration, std::span<const TokenId> text,
+                const Judge& judge, const Tokenizer& tokenizer, std::span<const TokenId> sensitivity_text,
+                AutoOptions options);
 
   // By tensor of the file, the types of the smallest within the loss. Throws Error where even 8 bits lose more.
   std::vector<DType> Search();
-  // The tensor as Search had it.
-  const std::vector<uint8_t>& Encoded(size_t tensor, DType type);
+  // The tensor as Search had it, where it has another type than in the file.
+  const std::vector<uint8_t>& Encoded(size_t tensor) const { return best_[tensor]; }
 
  private:
-  struct Choice {  // a type that a tensor may get
+  using Bytes = std::vector<std::vector<uint8_t>>;  // by tensor; none where it stays as it is in the file
+  struct Choice {                                   // a type that a tensor may get
     DType type;
     uint64_t bytes;
     double error;  // expected squared error of its outputs
@@ -70,23 +73,28 @@ class AutoQuantizer {
   std::vector<DType> Mixture(double bytes_price) const;
   double PredictedKl(std::span<const DType> types) const;
   std::vector<DType> MixtureOfKl(double kl) const;
-  // Of the model with these types, its tensors encoded with feedback or each weight for itself.
-  std::unique_ptr<Engine> MakeEngine(std::span<const DType> types, bool plain);
+  Bytes EncodePlain(std::span<const DType> types);
+  // With feedback of what the source's products read.
+  Bytes EncodeApart(std::span<const DType> types);
+  Bytes EncodeInOrder(std::span<const DType> types);  // runtime/layerwise.h
+  std::unique_ptr<Engine> MakeEngine(std::span<const DType> types, const Bytes& bytes) const;
   void MeasureSensitivity(std::span<const DType> narrow);
   std::string Shares(std::span<const DType> types) const;
-  Trial Try(std::string recipe, std::span<const DType> types, bool plain = false);
+  Trial Try(std::string recipe, std::span<const DType> types, const Bytes& bytes);
 
   const GgufFile& file_;
   const Model& model_;
   const Calibration& calibration_;
+  const std::span<const TokenId> text_;
   const Judge& judge_;
   const Tokenizer& tokenizer_;
   const std::span<const TokenId> sensitivity_text_;
   const AutoOptions options_;
   Team team_;
   std::vector<Candidate> candidates_;
-  std::map<std::string, double> sensitivity_;                         // group to KL per error
-  std::map<std::pair<size_t, DType>, std::vector<uint8_t>> encoded_;  // with feedback
+  std::map<std::string, double> sensitivity_;  // group to KL per error
+  std::map<std::pair<size_t, DType>, std::vector<uint8_t>> apart_;
+  Bytes best_;
 };
 
 }  // namespace thermocline

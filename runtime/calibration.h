@@ -12,13 +12,27 @@
 
 namespace thermocline {
 
+// Rows of one step, whose inputs are kept until they are summed up; rows of a second moment that one member sums up at
+// a time.
+inline constexpr int kCalibrationRows = 128;
+inline constexpr int64_t kGramRows = 48;
+
+// For FactorFeedback, of second moments of k columns from so many tokens.
+float Damping(int64_t k, int64_t n_tokens);
+
+// A row much larger than the others, as the first tokens of a text often are, would hide them: their layer norm makes
+// all that follows small again. Larger ones of the rows (n_rows, k) than their geometric mean become that large, and
+// what each was multiplied by is returned. Throws Error where a row is no number.
+std::vector<float> EvenOut(float* rows, int64_t k, int n_rows);
+
 // By the weight id of every matrix that multiplies; those that read the same share one.
 class Calibration {
  public:
   // Runs `tokens` through `engine`, which holds `model`, in chunks of n_ctx, and factors what it saw. Where memory does
   // not hold the second moments of all inputs, or they are not wanted, only their diagonals are kept: no feedback, but
-  // importance. Throws Error where an input is no number.
-  Calibration(const Model& model, Engine& engine, std::span<const TokenId> tokens, int n_ctx, bool want_feedback);
+  // importance. `only`: of this matrix alone; -1: of all. Throws Error where an input is no number.
+  Calibration(const Model& model, Engine& engine, std::span<const TokenId> tokens, int n_ctx, bool want_feedback,
+              WeightId only = -1);
 
   // Of the matrix with this id; nullptr where nothing multiplies by it. Without feedback, `u` is empty.
   const Feedback* Find(WeightId id) const;

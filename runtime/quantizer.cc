@@ -160,7 +160,7 @@ std::vector<float> ReadOrdered(const GgufFile& file, const Weight& weight, int64
 }  // namespace
 
 std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DType type, const Feedback* feedback,
-                                  Team& team, const Weight* ordered) {
+                                  Team& team, const Weight* ordered, const Drift* drift) {
   const bool vector = ordered && !ordered->matrix;
   const int64_t k = vector ? 1 : tensor.ne[0], n = vector ? tensor.ne[0] : tensor.ne[1];
   const int64_t row_bytes = k / Info(type).block * Info(type).block_bytes;
@@ -175,8 +175,9 @@ std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DT
   team.Run([&](Team::Member& member) {
     member.For(n, std::max<int64_t>(24, kChunkWeights / k), [&](int64_t begin, int64_t end) {
       try {
-        const std::vector<float> rows =
+        std::vector<float> rows =
             ordered ? ReadOrdered(file, *ordered, begin, end) : ReadRows(file, tensor, begin, end);
+        if (drift != nullptr) FollowDrift(*drift, rows, ops);
         if (feeds_back) {
           QuantizeWithFeedback(type, *feedback, rows, bytes.data() + begin * row_bytes, ops);
           return;

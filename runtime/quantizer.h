@@ -48,10 +48,10 @@ uint64_t PlannedBytes(const GgufFile& file, std::span<const DType> types);
 std::vector<float> ReadRows(const GgufFile& file, const Tensor& tensor, int64_t begin, int64_t end);
 
 // The whole tensor as `type`. `feedback`: of the inputs that its rows meet, with or without `u`; null: all errors count
-// alike. `ordered`: a weight that is the tensor in another order of neurons, which is then the file's; or null. Throws
-// as ReadRows.
+// alike. `ordered`: a weight that is the tensor in another order of neurons, which is then the file's; or null.
+// `drift`: what FollowDrift moves the rows by before; or null. Throws as ReadRows.
 std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DType type, const Feedback* feedback,
-                                  Team& team, const Weight* ordered = nullptr);
+                                  Team& team, const Weight* ordered = nullptr, const Drift* drift = nullptr);
 
 // Writes the file with tensors[i] as types[i], whose bytes `encode(i)` gives where the type changes, or `reordered`
 // says that its order does. Does not commit.

@@ -11,6 +11,7 @@
 #include "runtime/calibration.h"
 #include "runtime/catalog.h"
 #include "runtime/commands/commands.h"
+#include "runtime/layerwise.h"
 #include "runtime/load.h"
 #include "runtime/quantizer.h"
 #include "runtime/text_io.h"
@@ -66,7 +67,8 @@ bool ParseRequest(const Command& command, std::vector<std::string> args, Request
   line.AddInt("-t,--threads", &request.n_threads, 1, kMaxThreads, "Threads (one per physical core)");
   line.SetFooter(
       "Norms and biases stay as they are. Rows that blocks of 256 weights do not divide become Q5_0, Q5_1 or Q8_0\n"
-      "instead of Q4_K, Q5_K or Q6_K. With --text, each weight's rounding error is made up for by those after it.");
+      "instead of Q4_K, Q5_K or Q6_K. With --text, each weight's rounding error is made up for by those after it, and "
+      "what\nis left of them by the layers after its own.");
   if (!line.Parse(std::move(args))) return false;
   if (request.in.empty() || request.out.empty()) throw UsageError("IN and OUT are needed");
   if (!request.type && !request.automatic) throw UsageError("--type is missing, or --auto");
@@ -122,25 +124,31 @@ void WriteAuto(const GgufFile& file, const Model& model, const Request& request,
   WriteOut(fmt::format("{:>10}  {:>10.4f}  {:<19}  {:>8}  {}\n", HumanBytes(static_cast<double>(file.file_bytes())),
                        judge.reference_perplexity(), "", "", "the source"));
   AutoQuantizer quantizer(
-      file, model, calibration, judge, *tokenizer, unseen,
+      file, model, calibration, text, judge, *tokenizer, unseen,
       {.max_loss = request.max_loss, .n_ctx = n_ctx, .n_threads = request.n_threads, .on_trial = ShowTrial});
   const std::vector<DType> types = quantizer.Search();
   WriteOut("\n");
   WriteQuantized(
-      file, types, [&](size_t i) { return quantizer.Encoded(i, types[i]); }, out);
+      file, types, [&](size_t i) { return quantizer.Encoded(i); }, out);
 }
 
 void WriteTyped(const GgufFile& file, const Model& model, const Request& request, DType type, OutputFile& out) {
   const QuantizePlan plan = PlanTypes(file, model, type, request.pure);
   for (const std::string& note : plan.notes) Note("{}", note);
-  std::map<const Tensor*, const Feedback*> feedback;
-  std::optional<Calibration> calibration;
   if (request.text) {
     const auto tokens = ReadTokens(*Tokenizer::FromGguf(file), *request.text);
-    calibration =
-        Calibrate(model, *LoadEngine(file, model, {.n_ctx = Context(model), .n_threads = request.n_threads}), tokens);
-    for (size_t id = 0; id < model.weights.size(); ++id)
-      feedback[model.weights[id].tensor] = calibration->Find(static_cast<WeightId>(id));
+    const int n_ctx = Context(model);
+    if (tokens.empty()) throw Error("{}: there is no text in it to learn from", TerminalSafe(*request.text));
+    const WeightId embedding = model.program.ops[0].weight;
+    std::optional<Calibration> head;  // where it is the embedding
+    if (model.program.ops.back().projections[0].weight == embedding)
+      head.emplace(model, *LoadEngine(file, model, {.n_ctx = n_ctx, .n_threads = request.n_threads}), tokens, n_ctx,
+                   true, embedding);
+    const auto encoded = EncodeLayerwise(file, model, plan.types, head ? head->Find(embedding) : nullptr, tokens, n_ctx,
+                                         request.n_threads);
+    WriteQuantized(
+        file, plan.types, [&](size_t i) { return encoded[i]; }, out);
+    return;
   }
   std::map<const Tensor*, const Weight*> ordered;
   Model hottest_first;
@@ -153,7 +161,7 @@ void WriteTyped(const GgufFile& file, const Model& model, const Request& request
   Team team(request.n_threads);
   const auto encode = [&](size_t i) {
     const Tensor& tensor = file.tensors()[i];
-    return EncodeTensor(file, tensor, plan.types[i], feedback[&tensor], team, ordered[&tensor]);
+    return EncodeTensor(file, tensor, plan.types[i], nullptr, team, ordered[&tensor]);
   };
   WriteQuantized(file, plan.types, encode, out, [&](size_t i) { return ordered.contains(&file.tensors()[i]); });
 }

@@ -135,6 +135,56 @@ TEST_CASE("feedback: scales and codes that are gone through again err less than 
   }
 }
 
+TEST_CASE("feedback: weights follow what their inputs have become, a row as it does alone") {
+  const VectorOps& ops = VectorOpsFor(ChooseIsa());
+  constexpr int kRows = 29;
+  for (const int k : {1, 31, 64, 65, 160}) {
+    CAPTURE(k);
+    Random random(k);
+    const std::vector<float> gram = CorrelatedGram(k, random);
+    // The change of inputs: some of what they are, and something of its own.
+    std::vector<float> inputs(size_t(k) * k);
+    for (float& value : inputs) value = random.Normal(0.02f * gram[0]);
+    for (size_t i = 0; i < inputs.size(); ++i) inputs[i] += 0.1f * gram[i];
+    const Drift drift{FactorFeedback(gram, k, 0.1f, ops), inputs};
+    const std::vector<float> before = random.Normals(size_t(kRows) * k, 0.05f);
+    std::vector<float> after = before;
+    FollowDrift(drift, after, ops);
+    // (w' - w) H = w E[(x - x') x'^T], H damped.
+    double trace = 0;
+    for (int i = 0; i < k; ++i) trace += gram[size_t(i) * k + i];
+    double worst = 0, largest = 0;
+    for (int row = 0; row < kRows; ++row)
+      for (int j = 0; j < k; ++j) {
+        double left = (double{after[row * k + j]} - before[row * k + j]) * 0.1 * trace / k, right = 0;
+        for (int i = 0; i < k; ++i) {
+          left += (double{after[row * k + i]} - before[row * k + i]) * gram[size_t(i) * k + j];
+          right += double{before[row * k + i]} * inputs[size_t(i) * k + j];
+        }
+        worst = std::max(worst, std::abs(left - right));
+        largest = std::max(largest, std::abs(right));
+      }
+    CHECK(worst < 1e-3 * largest);
+    for (const int row : {0, 11, 28}) {
+      std::vector<float> alone(before.begin() + row * k, before.begin() + (row + 1) * k);
+      FollowDrift(drift, alone, ops);
+      CHECK(std::equal(alone.begin(), alone.end(), after.begin() + row * k));
+    }
+  }
+}
+
+TEST_CASE("feedback: a weight stays where following would take it beyond what can be encoded") {
+  const VectorOps& ops = VectorOpsFor(ChooseIsa());
+  const std::vector<float> gram = {1, 0, 0, 1};
+  for (const float much : {1e6f, 1e38f}) {
+    const Drift drift{FactorFeedback(gram, 2, kDamping, ops), {much, 0, 0, 1}};
+    std::vector<float> row = {1, 1};
+    FollowDrift(drift, row, ops);
+    CHECK(row[0] == 1);
+    CHECK(row[1] == doctest::Approx(2).epsilon(2 * kDamping));
+  }
+}
+
 TEST_CASE("feedback: where no input was seen, weights are rounded as well as for themselves") {
   const VectorOps& ops = VectorOpsFor(ChooseIsa());
   constexpr int kColumns = 64;

@@ -4,22 +4,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <random>
 
 #include "runtime/quantizer.h"
 #include "tests/models/tiny_model.h"
+#include "tests/runtime/some_tokens.h"
 
 namespace thermocline {
-namespace {
-
-std::vector<TokenId> SomeTokens(int n, uint32_t seed = 1) {
-  std::mt19937 random(seed);
-  std::vector<TokenId> tokens;
-  for (int i = 0; i < n; ++i) tokens.push_back(static_cast<TokenId>(random() % 288));
-  return tokens;
-}
-
-}  // namespace
 
 TEST_CASE("calibration: what products read is seen, all of it, and only while it is asked for") {
   const GgufFile file = TinyModel({.type = DType::kF32}).Open();

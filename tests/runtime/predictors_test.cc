@@ -2,27 +2,19 @@
 
 #include <doctest/doctest.h>
 
-#include <random>
-
 #include "models/error.h"
 #include "runtime/ffn_audit.h"
 #include "runtime/neuron_samples.h"
 #include "runtime/profile.h"
 #include "runtime/threshold.h"
 #include "tests/models/tiny_model.h"
+#include "tests/runtime/some_tokens.h"
 #include "tests/runtime/tiny_model.h"
 
 namespace thermocline {
 namespace {
 
 constexpr int kContext = 64;
-
-std::vector<TokenId> SomeTokens(int n, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::vector<TokenId> tokens;
-  for (int i = 0; i < n; ++i) tokens.push_back(static_cast<TokenId>(random() % 288));
-  return tokens;
-}
 
 struct Subject {
   explicit Subject(const TinyOptions& options) : file(TinyModel(options).Open()), model(Model::FromGguf(file)) {

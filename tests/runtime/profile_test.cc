@@ -5,20 +5,13 @@
 #include <cmath>
 #include <limits>
 #include <mutex>
-#include <random>
 
 #include "models/error.h"
 #include "tests/models/tiny_model.h"
+#include "tests/runtime/some_tokens.h"
 
 namespace thermocline {
 namespace {
-
-std::vector<TokenId> SomeTokens(int n, uint32_t seed = 1) {
-  std::mt19937 random(seed);
-  std::vector<TokenId> tokens;
-  for (int i = 0; i < n; ++i) tokens.push_back(static_cast<TokenId>(random() % 288));
-  return tokens;
-}
 
 struct Subject {
   explicit Subject(const TinyOptions& options, int n_threads = 2)

@@ -1,0 +1,23 @@
+// Encoding a model from its first layer to its last. What a matrix reads by then is not what it reads in the source, as
+// everything before it was rounded: its weights are moved to where they put out of that what the source puts out, and
+// encoded with feedback of that (GPTAQ, arXiv:2504.02692, after GPTQ's own order, arXiv:2210.17323, section 3.3).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "models/model.h"
+#include "models/tokenizer.h"
+#include "runtime/calibration.h"
+
+namespace thermocline {
+
+// By tensor of the file, its bytes as types[i]; none where that is its type already. Runs `tokens` through the source
+// and what has become of it, a layer at a time, in chunks of n_ctx. `embedding`: of what the source multiplies by its
+// embedding; null where it does not. Throws Error where an input is no number, or memory does not suffice.
+std::vector<std::vector<uint8_t>> EncodeLayerwise(const GgufFile& file, const Model& model,
+                                                  std::span<const DType> types, const Feedback* embedding,
+                                                  std::span<const TokenId> tokens, int n_ctx, int n_threads);
+
+}  // namespace thermocline
