@@ -202,9 +202,13 @@ class Encoder {
     });
     for (std::vector<float>* sums : {&gram, &drift.inputs})
       for (float& sum : *sums) sum /= static_cast<float>(tokens_.size());
-    const float damping = Damping(k, std::ssize(tokens_));
-    drift.now = FactorFeedback(gram, k, kDriftDamping * damping, ops_);
-    const Feedback feedback = FactorFeedback(std::move(gram), k, damping, ops_);
+    Feedback feedback;
+    team_.Run([&](Team::Member& member) {
+      member.For(2, 1, [&](int64_t i, int64_t) {
+        const float damping = Damping(k, std::ssize(tokens_)) * (i == 0 ? 1 : kDriftDamping);
+        (i == 0 ? feedback : drift.now) = FactorFeedback(gram, k, damping, ops_);
+      });
+    });
     for (const Projection& projection : projections) EncodeWeight(projection.weight, &feedback, &drift);
   }
 

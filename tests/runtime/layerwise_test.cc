@@ -4,8 +4,6 @@
 
 #include <cmath>
 #include <limits>
-#include <string>
-#include <utility>
 
 #include "models/error.h"
 #include "runtime/judge.h"
@@ -65,13 +63,17 @@ struct Subject {
 }  // namespace
 
 TEST_CASE("layerwise: nearer to the source than each matrix for itself, in every architecture") {
-  const std::pair<std::string, bool> kinds[] = {{"llama", false}, {"llama", true}, {"gemma3", true}, {"opt", true}};
-  for (const auto& [arch, tied] : kinds) {
-    CAPTURE(arch);
-    CAPTURE(tied);
+  const TinyOptions kinds[] = {
+      {.arch = "llama", .tied = false}, {.arch = "llama"}, {.arch = "gemma3"}, {.arch = "opt"}};
+  for (TinyOptions options : kinds) {
+    CAPTURE(options.arch);
+    CAPTURE(options.tied);
+    options.type = DType::kF32;
+    options.n_layer = 4;
     double kl = 0, kl_apart = 0;
     for (const uint32_t seed : {2, 3}) {
-      Subject subject({.arch = arch, .type = DType::kF32, .n_layer = 4, .tied = tied, .seed = seed});
+      options.seed = seed;
+      Subject subject(options);
       const std::vector<DType> types = subject.Types(DType::kQ4_0);
       const std::vector<TokenId> unseen = SomeTokens(1024, 2);
       kl += subject.Kl(types, subject.Layerwise(types, subject.text), unseen);
