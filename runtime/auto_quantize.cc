@@ -1,7 +1,6 @@
 #include "runtime/auto_quantize.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <memory>
 
@@ -19,20 +18,16 @@ namespace {
 
 // Rows of a tensor that stand for all when its error is measured per type: the ratios of types vary by 2 % among 48.
 constexpr int64_t kSampleRows = 48;
-// Chunks of the text on which the sensitivity of a group is measured.
+// Chunks of the text on which the sensitivity of a role is measured.
 constexpr int64_t kSensitivityChunks = 2;
 constexpr int kMaxMixtures = 7;
 // Two files nearer than this are the same size.
 constexpr double kSizeTolerance = 0.004;
 
-// "blk.7.ffn_down.weight" of 30 layers: "ffn_down 1/3"; what is no layer's is a group of its own.
-std::string GroupOf(std::string_view name, int n_layer) {
+// "blk.7.ffn_down.weight": "ffn_down.weight"; what is no layer's has a role of its own.
+std::string RoleOf(std::string_view name) {
   constexpr std::string_view kPrefix = "blk.";
-  if (!name.starts_with(kPrefix)) return std::string(name);
-  int layer = 0;
-  const auto [end, error] = std::from_chars(name.data() + kPrefix.size(), name.data() + name.size(), layer);
-  CHECK(error == std::errc{});  // the model was built from this name
-  return fmt::format("{} {}/3", std::string_view(end + 1, name.data() + name.size()), 3 * layer / n_layer + 1);
+  return std::string(name.starts_with(kPrefix) ? name.substr(name.find('.', kPrefix.size()) + 1) : name);
 }
 
 }  // namespace
@@ -67,11 +62,11 @@ void AutoQuantizer::ListCandidates() {
                            .id = static_cast<WeightId>(id),
                            .n = weight.n,
                            .k = weight.k,
-                           .group = GroupOf(weight.tensor->name, model_.config.n_layer),
+                           .role = RoleOf(weight.tensor->name),
                            .choices{}};
     for (const DType type : QuantizeTypes()) {
       if (weight.k % Info(type).block != 0 || BitsPerWeight(weight.tensor->type) <= BitsPerWeight(type)) continue;
-      candidate.choices.push_back({type, TensorBytes(*weight.tensor, type), 0});
+      candidate.choices.push_back({type, TensorBytes(*weight.tensor, type), 0, 0});
     }
     if (!candidate.choices.empty()) candidates_.push_back(std::move(candidate));
   }
@@ -169,8 +164,7 @@ std::vector<DType> AutoQuantizer::Mixture(double bytes_price) const {
   for (const Candidate& candidate : candidates_) {
     double least = INFINITY;
     for (const Choice& choice : candidate.choices) {
-      const double cost =
-          sensitivity_.at(candidate.group) * choice.error + bytes_price * static_cast<double>(choice.bytes);
+      const double cost = choice.kl + bytes_price * static_cast<double>(choice.bytes);
       if (cost >= least) continue;
       least = cost;
       types[candidate.tensor] = choice.type;
@@ -183,7 +177,7 @@ double AutoQuantizer::PredictedKl(std::span<const DType> types) const {
   double kl = 0;
   for (const Candidate& candidate : candidates_)
     for (const Choice& choice : candidate.choices)
-      if (choice.type == types[candidate.tensor]) kl += sensitivity_.at(candidate.group) * choice.error;
+      if (choice.type == types[candidate.tensor]) kl += choice.kl;
   return kl;
 }
 
@@ -203,7 +197,7 @@ std::vector<DType> AutoQuantizer::MixtureOfKl(double kl) const {
     for (const Candidate& candidate : candidates_) {
       const Choice& now = *std::ranges::find(candidate.choices, types[candidate.tensor], &Choice::type);
       for (const Choice& choice : candidate.choices) {
-        const double cost = sensitivity_.at(candidate.group) * (choice.error - now.error);
+        const double cost = choice.kl - now.kl;
         if (choice.bytes >= now.bytes || cost > left) continue;
         const double saved = static_cast<double>(now.bytes - choice.bytes) / std::max(cost, 1e-30);
         if (saved <= most) continue;
@@ -265,25 +259,31 @@ void AutoQuantizer::MeasureErrors() {
   });
 }
 
-// KL from all in 8 bits when one group is narrow, for each group, over the error that its tensors then have.
+// Of each role, the KL from all in 8 bits when its tensors are narrow, to which each of them is taken to add as much:
+// encoded in order they do, whatever they do apart. In SmolLM2, its hidden state rotated, a third of the layers in 4.5
+// bits and the others in 5.5 adds 0.0054, 0.0049 and 0.0054 in order, from the first third to the last, where the sums
+// of its roles apart are 0.0120, 0.0182 and 0.0103. Rows are as generated: what 8 bits of activations add is as much as
+// some roles do.
 void AutoQuantizer::MeasureSensitivity(std::span<const DType> narrow) {
   const std::vector<DType> wide = Uniform(DType::kQ8_0);
   const auto length =
       std::min<size_t>(sensitivity_text_.size(), static_cast<size_t>(kSensitivityChunks * options_.n_ctx));
-  const Judge judge(*MakeEngine(wide, EncodeApart(wide)), tokenizer_, sensitivity_text_.first(length), options_.n_ctx);
-  std::map<std::string, double> errors;
-  for (const Candidate& candidate : candidates_)
-    for (const Choice& choice : candidate.choices)
-      if (choice.type == narrow[candidate.tensor]) errors[candidate.group] += choice.error;
+  const Judge judge(*MakeEngine(wide, EncodeApart(wide)), tokenizer_, sensitivity_text_.first(length), options_.n_ctx,
+                    RowKind::kGenerated);
+  std::map<std::string, std::vector<Candidate*>> roles;
+  for (Candidate& candidate : candidates_) roles[candidate.role].push_back(&candidate);
   Progress progress("measuring sensitivity", "");
   int64_t done = 0;
-  for (const auto& [group, error] : errors) {
+  for (const auto& [role, members] : roles) {
     std::vector<DType> types = wide;
-    for (const Candidate& candidate : candidates_)
-      if (candidate.group == group) types[candidate.tensor] = narrow[candidate.tensor];
-    const double kl = judge.Measure(*MakeEngine(types, EncodeApart(types))).kl;
-    sensitivity_[group] = error > 0 ? std::max(kl, 1e-7) / error : 0;
-    progress.Update(++done, static_cast<int64_t>(errors.size()));
+    for (const Candidate* member : members) types[member->tensor] = narrow[member->tensor];
+    const double kl = std::max(judge.Measure(*MakeEngine(types, EncodeApart(types))).kl, 1e-7);
+    for (Candidate* member : members) {
+      const double error = std::ranges::find(member->choices, narrow[member->tensor], &Choice::type)->error;
+      for (Choice& choice : member->choices)
+        choice.kl = error > 0 ? kl / static_cast<double>(members.size()) * choice.error / error : 0;
+    }
+    progress.Update(++done, static_cast<int64_t>(roles.size()));
   }
 }
 

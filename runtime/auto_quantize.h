@@ -33,8 +33,7 @@ struct AutoOptions {
 // Tries, each judged on the held-out text: Q4_0 by plain rounding, for comparison; all in Q8_0 with error feedback; all
 // as narrow as can be, by the type that errs least; and mixtures, each tensor as wide as pays most. The narrow one and
 // the mixtures are encoded layer by layer (runtime/layerwise.h). How much a bit more is worth is measured, each tensor
-// encoded for itself: what each role in each third of the layers costs where it is narrow, and for each tensor how its
-// error falls with the type.
+// encoded for itself: what each role costs where it is narrow, and for each tensor how its error falls with the type.
 class AutoQuantizer {
  public:
   // `text` is what was calibrated with. `sensitivity_text` is of one chunk at least, and not that: errors are made up
@@ -54,12 +53,13 @@ class AutoQuantizer {
     DType type;
     uint64_t bytes;
     double error;  // expected squared error of its outputs
+    double kl;     // what it adds, measured by its role
   };
   struct Candidate {  // a matrix of the model
     size_t tensor;
     WeightId id;
     int64_t n, k;
-    std::string group;  // role and third
+    std::string role;
     std::vector<Choice> choices;
   };
 
@@ -92,7 +92,6 @@ class AutoQuantizer {
   const AutoOptions options_;
   Team team_;
   std::vector<Candidate> candidates_;
-  std::map<std::string, double> sensitivity_;  // group to KL per error
   std::map<std::pair<size_t, DType>, std::vector<uint8_t>> apart_;
   Bytes best_;
 };
