@@ -1,15 +1,18 @@
 // Packed panels with AVX-512 VNNI, for few rows, and their decoding. 16 output rows per zmm, one int32 lane each;
 // vpdpbusd takes 4 k of all 16 rows from one register and the same 4 k of x broadcast from memory.
 //
-//   zmm0..3     sums, one per row of x
-//   zmm4..11    the 8 quads of a chunk, unpacked once for all rows
-//   zmm12..19   int32 dots: high and low plane of up to 4 rows; scratch while unpacking
-//   zmm20, 21   scale and min of the 16 output rows for the group at hand
-//   zmm22, 23   masks of the low and the high plane's bits
-//   zmm24, 25   d and dmin of a super-block
-//   zmm26, 27   codebook, and the mask of a scale of 4 bits
+//   zmm0..5     sums, one per row of x
+//   zmm6..13    the 8 quads of a chunk, unpacked once for all rows
+//   zmm14..25   int32 dots: high and low plane of up to 6 rows; scratch while unpacking
+//   zmm26, 27   scale and min of the 16 output rows for the group at hand
+//   zmm28       mask of the low plane's bits
+//   zmm29       mask of the high plane's bits, or of a scale of 4 bits: no type has both
+//   zmm30       d of a super-block
+//   zmm31       dmin of a super-block, or the codebook: no type has both
 //
-// M=1 is bound by memory: a chunk of Q4_0 is 288 bytes and about 40 instructions.
+// M=1 is bound by memory: a chunk of Q4_0 is 288 bytes and about 40 instructions. M=6 is bound by the two ports for 512
+// bits: 21 micro-ops a row, of which 16 are vpdpbusd, and 13 to unpack, so 0.69 of the peak of vpdpbusd, and 0.66 with
+// 4 rows, whose 8 chains of dots are also fewer than the 10 that two ports with a latency of 5 cycles can hold.
 #include <xbyak/xbyak_util.h>
 
 #include "cpu/amx.h"
@@ -31,16 +34,15 @@ class PanelAvx512 : public PanelJit {
   static constexpr int kPrefetchL2Bytes = 12288, kPrefetchL1Bytes = 3072, kPrefetchAmdBytes = 8192;
   const bool amd_ = Xbyak::util::Cpu().has(Xbyak::util::Cpu::tAMD);
 
-  static Zmm Quad(int q) { return Zmm(4 + q); }
-  static Zmm Temp(int i) { return Zmm(12 + i); }
-  const Zmm scale_ = zmm20, min_ = zmm21, low_mask_ = zmm22, high_mask_ = zmm23, d_ = zmm24, dmin_ = zmm25;
-  const Zmm codebook_ = zmm26, scale_mask_ = zmm27;
-  Xbyak::Label low_data_, high_data_, scale_data_, codebook_data_;
+  static Zmm Quad(int q) { return Zmm(6 + q); }
+  static Zmm Temp(int i) { return Zmm(14 + i); }
+  const Zmm scale_ = zmm26, min_ = zmm27, low_mask_ = zmm28, high_mask_ = zmm29, d_ = zmm30, dmin_ = zmm31;
+  const Zmm codebook_ = dmin_, scale_mask_ = high_mask_;
+  Xbyak::Label low_data_, high_data_, codebook_data_;
 
   void Constants() override {
     vpbroadcastd(low_mask_, ptr[rip + low_data_]);
     vpbroadcastd(high_mask_, ptr[rip + high_data_]);
-    vpbroadcastd(scale_mask_, ptr[rip + scale_data_]);
     if (format().codebook) vbroadcasti32x4(codebook_, ptr[rip + codebook_data_]);
   }
 
@@ -51,9 +53,10 @@ class PanelAvx512 : public PanelJit {
     L(low_data_);
     dd(format().bits < 4 ? 0x03030303 : 0x0f0f0f0f);
     L(high_data_);
-    dd(format().bits == 3 ? 0x04040404 : format().bits == 6 ? 0x30303030 : 0x10101010);
-    L(scale_data_);
-    dd(15);
+    if (format().scale == ScaleKind::kF16xU4)
+      dd(15);
+    else
+      dd(format().bits == 3 ? 0x04040404 : format().bits == 6 ? 0x30303030 : 0x10101010);
   }
 
   void Prefetch(const Xbyak::RegExp& lines, int n) {
@@ -165,8 +168,8 @@ class LinearAvx512 final : public PanelAvx512 {
 
  private:
   static Zmm Sum(int m) { return Zmm(m); }
-  static Zmm High(int i) { return Zmm(12 + i); }
-  static Zmm Low(int i) { return Zmm(16 + i); }
+  static Zmm High(int i) { return Zmm(14 + i); }
+  static Zmm Low(int i) { return Zmm(20 + i); }
 
   void BeginPanel() override {
     Xbyak::Label done;
@@ -243,7 +246,7 @@ class DecodeAvx512 final : public PanelAvx512 {
 // Values in BF16 instead of codes, in steps of cpu/jit/tile_amx.h.
 //
 //   zmm0..3     the four k of a quad, of 16 rows each
-//   zmm28..31   the lowest byte of a lane; shuffles that take its second and third there; from 16 values of one k and
+//   zmm22..25   the lowest byte of a lane; shuffles that take its second and third there; from 16 values of one k and
 //               16 of the next to pairs
 class DecodeBf16Avx512 final : public PanelAvx512 {
  public:
@@ -251,7 +254,7 @@ class DecodeBf16Avx512 final : public PanelAvx512 {
 
  private:
   static Zmm Value(int i) { return Zmm(i); }
-  const Zmm byte_mask_ = zmm28, second_ = zmm29, third_ = zmm30, pairs_ = zmm31;
+  const Zmm byte_mask_ = zmm22, second_ = zmm23, third_ = zmm24, pairs_ = zmm25;
   Xbyak::Label byte_data_, zero_data_, second_data_, third_data_, pairs_data_;
 
   void Constants() override {

@@ -155,10 +155,10 @@ class PanelJit : public JitCode {
 
   LinearSpec spec_;
   int passes_, frame_bytes_, pass_ = 0;
-  // RowReg(0..3) are rdx, rcx, r8, r9.
-  const Xbyak::Reg64 args_ = rdi, w_ = rsi, y_row_ = r11;
+  // RowReg(0..5) are rdx, rcx, r8..r11. Rows of y are gone through outside the loop over pairs.
+  const Xbyak::Reg64 args_ = rdi, w_ = rsi;
   const Xbyak::Reg64 n_blocks_ = rax, y_ = rbx, n_panels_ = rbp, panel_ = r12;
-  const Xbyak::Reg64 n_pairs_ = r13, scales_ = r14, super_ = r15;
+  const Xbyak::Reg64 n_pairs_ = r13, y_row_ = r13, scales_ = r14, super_ = r15;
 };
 
 // AVX2, with AVX-VNNI where `vnni` says so.
@@ -168,7 +168,7 @@ std::unique_ptr<JitCode> MakeTileAvx2(const TileSpec& spec, bool vnni);  // M 1 
 inline constexpr int kFewRowsAvx2 = 4, kTileRowsAvx2 = 3;
 
 std::unique_ptr<JitCode> MakeLinearAvx512(const LinearSpec& spec);  // M 1 .. kFewRowsAvx512
-inline constexpr int kFewRowsAvx512 = 4;
+inline constexpr int kFewRowsAvx512 = 6;
 std::unique_ptr<JitCode> MakeDecodeAvx512(const PackedFormat& format);
 // The same in BF16, for cpu/jit/tile_amx.h: 32 k of a panel are kAmxTileBytes, kAmxStepBytes apart. Needs AVX-512
 // BF16.
