@@ -55,7 +55,7 @@ struct LinearKernel::Code {
   const Isa poisoned;
   std::string_view name = "reference";
   std::vector<std::unique_ptr<JitCode>> jit;
-  std::vector<LinearFn> rows = {nullptr};  // by M; alone: the reference
+  std::vector<LinearFn> rows[2] = {{nullptr}, {nullptr}};  // by LinearSpec::cached and M; alone: the reference
   LinearFn decode = nullptr;
   std::vector<TileFn> tile[kTilePanels + 1];  // by panels and M; empty: the reference
   std::optional<AmxLinear> amx;               // of prompt rows
@@ -67,8 +67,11 @@ LinearKernel::Code::Code(Isa isa, const PackedFormat& format, bool poison)
   const bool wide = HasZmm(isa), vnni = isa == Isa::kAvxVnni;
   if (isa == Isa::kAmx) amx.emplace(format);
   name = amx ? "amx_bf16, avx512_vnni" : wide ? "avx512_vnni" : vnni ? "avx_vnni" : "avx2";
-  for (int m = 1; m <= (wide ? kFewRowsAvx512 : kFewRowsAvx2); ++m)
-    rows.push_back(Keep<LinearFn>(wide ? MakeLinearAvx512({&format, m}) : MakeLinearAvx2({&format, m}, vnni)));
+  for (const bool cached : {false, true})
+    for (int m = 1; m <= (wide ? kFewRowsAvx512 : kFewRowsAvx2); ++m) {
+      const LinearSpec spec{&format, m, cached};
+      rows[cached].push_back(Keep<LinearFn>(wide ? MakeLinearAvx512(spec) : MakeLinearAvx2(spec, vnni)));
+    }
   decode = Keep<LinearFn>(wide ? MakeDecodeAvx512(format) : MakeDecodeAvx2(format));
   for (int panels = 1; panels <= kTilePanels; ++panels) {
     tile[panels] = {nullptr};
@@ -80,7 +83,7 @@ LinearKernel::Code::Code(Isa isa, const PackedFormat& format, bool poison)
 }
 
 void LinearKernel::Code::RunRows(const LinearArgs& args, int64_t m) const {
-  const int64_t most = std::max<int64_t>(1, std::ssize(rows) - 1), panel_bytes = args.n_blocks * format.block_bytes();
+  const int64_t most = std::max<int64_t>(1, std::ssize(rows[0]) - 1), panel_bytes = args.n_blocks * format.block_bytes();
   const int64_t step = m <= most ? args.n_panels : std::max<int64_t>(1, kPassBytes / panel_bytes);
   for (int64_t panel = 0; panel < args.n_panels; panel += step) {
     LinearArgs part = args;
@@ -88,10 +91,10 @@ void LinearKernel::Code::RunRows(const LinearArgs& args, int64_t m) const {
     part.y += panel * kPanelRows;
     part.n_panels = std::min(step, args.n_panels - panel);
     InParts(part, m, most, [&](const LinearArgs& pass, int64_t now) {
-      if (rows.size() == 1)
+      if (rows[0].size() == 1)
         LinearReference(format, pass);
       else
-        rows[now](&pass);
+        rows[pass.x != args.x][now](&pass);
     });
   }
 }

@@ -115,7 +115,7 @@ class PanelAvx2 : public PanelJit {
   }
 
   void Prefetch(int chunk) {
-    if (pass() > 0) return;
+    if (pass() > 0 || cached()) return;
     for (int line = 0; line < format().bits; ++line) {
       prefetcht1(ptr[codes(chunk, 64 * line + kPrefetchL2Bytes)]);
       prefetcht0(ptr[codes(chunk, 64 * line + kPrefetchL1Bytes)]);

@@ -60,6 +60,7 @@ class PanelAvx512 : public PanelJit {
   }
 
   void Prefetch(const Xbyak::RegExp& lines, int n) {
+    if (cached()) return;
     for (int i = 0; i < n; ++i) {
       if (!amd_) prefetcht1(ptr[lines + (64 * i + kPrefetchL2Bytes)]);
       prefetcht0(ptr[lines + (64 * i + (amd_ ? kPrefetchAmdBytes : kPrefetchL1Bytes))]);

@@ -33,7 +33,8 @@ using LinearFn = void (*)(const LinearArgs*);
 
 struct LinearSpec {  // baked into the code
   const PackedFormat* format;
-  int m;  // rows of x
+  int m;                // rows of x
+  bool cached = false;  // the weights are in L2 already: nothing is fetched ahead
 };
 
 struct TileArgs {
@@ -132,6 +133,7 @@ class PanelJit : public JitCode {
   Xbyak::RegExp frame(int offset) const { return rsp + offset; }
 
   int m() const { return spec_.m; }
+  bool cached() const { return spec_.cached; }
   int pass() const { return pass_; }  // being emitted now
   int rows_per_pass() const { return kPanelRows / passes_; }
   const Xbyak::Reg64& y() const { return y_; }
