@@ -83,7 +83,8 @@ LinearKernel::Code::Code(Isa isa, const PackedFormat& format, bool poison)
 }
 
 void LinearKernel::Code::RunRows(const LinearArgs& args, int64_t m) const {
-  const int64_t most = std::max<int64_t>(1, std::ssize(rows[0]) - 1), panel_bytes = args.n_blocks * format.block_bytes();
+  const int64_t most = std::max<int64_t>(1, std::ssize(rows[0]) - 1),
+                panel_bytes = args.n_blocks * format.block_bytes();
   const int64_t step = m <= most ? args.n_panels : std::max<int64_t>(1, kPassBytes / panel_bytes);
   for (int64_t panel = 0; panel < args.n_panels; panel += step) {
     LinearArgs part = args;

@@ -1,12 +1,14 @@
 // The packed product, one thread. Few rows over 512 MB of panels, so that every weight comes from memory: GB/s of
 // weights, bound by the read bandwidth of one core (`thermocline machine`). 512 rows over panels that stay in L2:
-// GOP/s, 2 per weight and row however many planes; the bound is 128 per vpdpbusd that can be issued (AVX-VNNI 64; AVX2
-// 64 per 19/8 micro-ops for 3 ports), over the planes: of normal activations hardly a group is large.
+// GOP/s, 2 per weight and row however many planes, and the part of what one thread reaches with nothing but products in
+// registers; the bound is all of it, over the planes.
 //
 //   ninja kernel_bench && bench/kernels/kernel_bench --benchmark_filter=Linear
 #include <benchmark/benchmark.h>
 #include <fmt/format.h>
 
+#include <limits>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
@@ -14,6 +16,7 @@
 #include "cpu/activations.h"
 #include "cpu/buffer.h"
 #include "cpu/linear.h"
+#include "cpu/topology.h"
 #include "cpu/vector_ops.h"
 
 namespace thermocline {
@@ -21,6 +24,7 @@ namespace {
 
 constexpr int64_t kK = 2048;
 constexpr int64_t kPanelsInL2 = 16;
+constexpr float kNoGroup = std::numeric_limits<float>::infinity();
 constexpr int64_t kMemoryBytes = int64_t{512} << 20;
 
 Buffer Activations(const VectorOps& ops, int64_t m, float large_group) {
@@ -33,6 +37,13 @@ Buffer Activations(const VectorOps& ops, int64_t m, float large_group) {
     ops.quantize(x.data(), kK, large_group, rows.data() + row * ActivationRowBytes(kK));
   }
   return rows;
+}
+
+// What one thread reaches, operations/s.
+double PeakOf(Isa isa, PromptForm form) {
+  static std::map<Isa, Peak> peaks;
+  if (!peaks.contains(isa)) peaks[isa] = MeasurePeak(isa, 1);
+  return form == PromptForm::kBf16 ? peaks[isa].bf16 : peaks[isa].int8;
 }
 
 void RunLinear(benchmark::State& state, Isa isa, const PackedFormat& format, int64_t m, float large_group,
@@ -51,13 +62,17 @@ void RunLinear(benchmark::State& state, Isa isa, const PackedFormat& format, int
                         n_panels,
                         packed.n_blocks(),
                         0};
+  const PromptForm form = PromptFormFor(isa, large_group);
+  const double peak = PeakOf(isa, form);
   for (auto _ : state) {
-    kernel.Run(args, m, PromptFormFor(isa, large_group));
+    kernel.Run(args, m, form);
     benchmark::ClobberMemory();
   }
   const auto rate = benchmark::Counter::kIsIterationInvariantRate;
   state.counters["GB/s"] = benchmark::Counter(packed.bytes() * 1e-9, rate);
-  state.counters["GOP/s"] = benchmark::Counter(2e-9 * m * kK * n_panels * kPanelRows, rate);
+  const double ops = 2.0 * static_cast<double>(m * kK * n_panels * kPanelRows);
+  state.counters["GOP/s"] = benchmark::Counter(1e-9 * ops, rate);
+  state.counters["of_peak"] = benchmark::Counter(ops / peak, rate);
 }
 
 const bool kRegistered = [] {
@@ -70,9 +85,10 @@ const bool kRegistered = [] {
         benchmark::RegisterBenchmark(
             fmt::format("LinearDecode{}/M{}", suffix, m).c_str(),
             [=, &format](benchmark::State& state) { RunLinear(state, isa, format, m, kAllGroups, in_memory); });
-      for (const float large_group : {kAllGroups, 2.f})
+      for (const auto& [name, large_group] :
+           {std::pair{"two_planes", kAllGroups}, {"large_groups", 2.f}, {"one_plane", kNoGroup}})
         benchmark::RegisterBenchmark(
-            fmt::format("LinearPrompt{}/{}", suffix, large_group == kAllGroups ? "two_planes" : "large_groups").c_str(),
+            fmt::format("LinearPrompt{}/{}", suffix, name).c_str(),
             [=, &format](benchmark::State& state) { RunLinear(state, isa, format, 512, large_group, kPanelsInL2); });
     }
   if (CanRun(Isa::kAmx))
