@@ -44,7 +44,7 @@ std::string ShownArray(const GgufArray& array) {
       return ShownList(array.unsigneds, [](uint64_t value) { return std::string(value != 0 ? "true" : "false"); });
     case GgufArray::Kind::kString: break;
   }
-  return ShownList(array.strings, [](std::string_view value) { return "'" + Shown(value) + "'"; });
+  return ShownList(array.strings, [](std::string_view value) { return fmt::format("'{}'", Shown(value)); });
 }
 
 struct ShowValue {
