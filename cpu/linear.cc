@@ -11,8 +11,8 @@ namespace thermocline {
 namespace {
 
 // Up to this many rows pass by the packed weights a few at a time: the weights are then in L2, and both planes of x,
-// which generated rows have, cost less than in tiles, which wait for memory while a K block is decoded (16 rows of the
-// 1.1B shape on a Xeon: 100 ms a step, 128 in tiles).
+// which generated rows have, cost less than in tiles, for which weights are decoded into memory (16 rows of the 1.1B
+// shape on a Xeon: 100 ms a step, 128 in tiles).
 constexpr int64_t kFewRows = 16;
 // So much of the weights all rows pass by before the next panels.
 constexpr int64_t kPassBytes = 128 * 1024;

@@ -31,8 +31,8 @@ struct LinearArgs {
 
 // The kernels of one format; generated at construction, immutable afterwards.
 //
-// Few rows go, some at a time, through code that unpacks weights into registers; it is bound by memory. More go in
-// tiles over pairs of panels that were unpacked, 512 k at a time, into a buffer that stays in L1: there the bound is
+// Few rows go, some at a time, through code that unpacks weights into registers; of one it is bound by memory. More go
+// in tiles over pairs of panels that were unpacked, 512 k at a time, into a buffer that stays in L1: there the bound is
 // vpdpbusd.
 class LinearKernel {
  public:
