@@ -56,7 +56,8 @@ bool ParseRequest(const Command& command, std::vector<std::string> args, Request
   line.AddText("--type", "TYPE", &request.type, "What matrices become: " + TypeNames());
   line.AddFlag("--pure", &request.pure, "Embedding and output head become that type too, not one step wider");
   line.AddText("--text", "FILE", &request.text,
-               "A text like those the model will meet, best of 30,000 tokens: what it does to the model decides which "
+               "A text like those the model will meet, better of 30,000 tokens than of 8,000: what it does to the "
+               "model decides which "
                "errors matter");
   line.AddText(
       "--heat", "FILE", &request.heat,
