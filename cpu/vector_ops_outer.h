@@ -2,6 +2,8 @@
 // and its V::kTileQueries.
 #pragma once
 
+#include <algorithm>
+
 #include "cpu/vector_ops_generic.h"
 
 namespace thermocline {
@@ -38,20 +40,33 @@ void OuterProductTile(const OuterProducts& args, int64_t i, int64_t j, int n_las
     }
 }
 
+// Columns [j, j + 2 kLanes) of c, or what of them there is.
 template <typename V, int kRows>
-void OuterProductRows(const OuterProducts& args, int64_t i) {
+void OuterProductStrip(const OuterProducts& args, int64_t i, int64_t j) {
   constexpr int L = V::kLanes;
-  int64_t j = 0;
-  for (; j + 2 * L <= args.n; j += 2 * L) OuterProductTile<V, kRows, 2, true>(args, i, j, L);
-  for (; j + L <= args.n; j += L) OuterProductTile<V, kRows, 1, true>(args, i, j, L);
+  if (j + 2 * L <= args.n) return OuterProductTile<V, kRows, 2, true>(args, i, j, L);
+  if (j + L <= args.n) {
+    OuterProductTile<V, kRows, 1, true>(args, i, j, L);
+    j += L;
+  }
   if (j < args.n) OuterProductTile<V, kRows, 1, false>(args, i, j, static_cast<int>(args.n - j));
 }
 
 template <typename V>
 void AddOuterProducts(const OuterProducts& args) {
-  int64_t i = 0;
-  for (; i + V::kTileQueries <= args.m; i += V::kTileQueries) OuterProductRows<V, V::kTileQueries>(args, i);
-  for (; i < args.m; ++i) OuterProductRows<V, 1>(args, i);
+  // Products at a time, of which the columns of b stay in the L1 cache for all of a's.
+  constexpr int64_t kProducts = 128;
+  for (int64_t first = 0; first < args.n_products; first += kProducts) {
+    OuterProducts part = args;
+    part.a += first * args.a_stride;
+    part.b += first * args.b_stride;
+    part.n_products = std::min(kProducts, args.n_products - first);
+    for (int64_t j = 0; j < args.n; j += 2 * V::kLanes) {
+      int64_t i = 0;
+      for (; i + V::kTileQueries <= args.m; i += V::kTileQueries) OuterProductStrip<V, V::kTileQueries>(part, i, j);
+      for (; i < args.m; ++i) OuterProductStrip<V, 1>(part, i, j);
+    }
+  }
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 #include "runtime/layerwise.h"
 
 #include <algorithm>
-#include <functional>
 #include <map>
 #include <memory>
 
@@ -34,9 +33,9 @@ Tensor FloatTable(const float* data, int64_t n, int64_t k) {
 class Slice {
  public:
   // `tensors`: the file's, or what has become of them. `hidden`: a table of what kHidden holds where the ops begin, by
-  // token; null where they begin with the embedding.
+  // token; null where they begin with the embedding. `product`: one of the ops whose input is seen as well, or null.
   Slice(const GgufFile& file, const Model& whole, const std::vector<Tensor>& tensors, const Tensor* hidden,
-        std::span<const Op> ops, Slot seen, const EngineOptions& options) {
+        std::span<const Op> ops, Slot seen, const Op* product, const EngineOptions& options) {
     Model model;
     model.config = whole.config;
     model.program.width = whole.program.width;
@@ -76,11 +75,21 @@ class Slice {
     model.program.ops.push_back(see);
     engine_ = std::make_unique<Engine>(file, model, options);
     rows_.resize(static_cast<size_t>(kMaxBatchRows * width));
-    engine_->SetInputTap([this](const Op& op, int64_t row, std::span<const float> x) {
-      if (op.out == Slot::kPartial) std::copy(x.begin(), x.end(), rows_.begin() + row * std::ssize(x));
+    const WeightId key = product == nullptr ? -1 : ids.at(product->projections[0].weight);
+    if (product != nullptr)
+      inputs_.resize(static_cast<size_t>(kMaxBatchRows * whole.program.width[static_cast<size_t>(product->in)]));
+    engine_->SetInputTap([this, key](const Op& op, int64_t row, std::span<const float> x) {
+      const auto put = [&](std::vector<float>& rows) {
+        std::copy(x.begin(), x.end(), rows.begin() + row * std::ssize(x));
+      };
+      if (op.out == Slot::kPartial) put(rows_);
+      if (op.kind == OpKind::kLinear && op.projections[0].weight == key) put(inputs_);
     });
     sequence_ = engine_->NewSequence();
   }
+
+  Slice(const Slice&) = delete;
+  Slice& operator=(const Slice&) = delete;
 
   // The next rows of a chunk, or the first of one.
   void Step(std::span<const TokenId> tokens, int position) {
@@ -90,10 +99,12 @@ class Slice {
       batch_.push_back({token, sequence_, position + static_cast<int>(batch_.size()), RowKind::kPrompt, false});
     engine_->Step(batch_);
   }
-  std::vector<float>& rows() { return rows_; }  // (n, width) of the last step's n rows
+  // (n, width) of the last step's n rows: what stood in the slot, and what the product read.
+  std::vector<float>& rows() { return rows_; }
+  std::vector<float>& inputs() { return inputs_; }
 
  private:
-  std::vector<float> rows_;
+  std::vector<float> rows_, inputs_;
   std::unique_ptr<Engine> engine_;
   int sequence_ = 0;
   Batch batch_;
@@ -117,89 +128,125 @@ class Encoder {
   }
 
   std::vector<std::vector<uint8_t>> Encode() {
-    const std::vector<Op>& ops = model_.program.ops;
+    const std::span ops = model_.program.ops;
     CHECK(ops[0].kind == OpKind::kEmbed);
     Progress progress("quantizing", "");
     EncodeWeight(ops[0].weight, embedding_, nullptr);
     if (ops[0].positions >= 0) EncodeWeight(ops[0].positions, nullptr, nullptr);
-    Advance(std::span(ops).first(1), tokens_, true);
-    for (size_t begin = 1; begin < ops.size();) {
-      size_t end = begin;
-      while (end < ops.size() && ops[end].layer == ops[begin].layer) ++end;
-      for (size_t i = begin; i < end; ++i)
-        if (ops[i].kind == OpKind::kLinear) EncodeProduct(std::span(ops).subspan(begin, i - begin), ops[i]);
-      if (end < ops.size()) Advance(std::span(ops).subspan(begin, end - begin), row_ids_, false);
-      begin = end;
-      progress.Update(static_cast<int64_t>(begin), static_cast<int64_t>(ops.size()));
+    for (const int side : {kSource, kRounded}) Advance(side, ops.first(1), tokens_, true);
+    for (size_t begin = 1, end = 0; begin < ops.size(); begin = end) {
+      for (end = begin + 1; end < ops.size() && !BeginsBlock(ops[end]);) ++end;
+      EncodeBlock(ops.subspan(begin, end - begin), end == ops.size());
+      progress.Update(static_cast<int64_t>(end), std::ssize(ops));
     }
     return std::move(bytes_);
   }
 
  private:
-  // What kHidden holds where a layer begins, of all tokens.
+  static constexpr int kSource = 0, kRounded = 1;
+
+  // What kHidden holds where a block begins, of all tokens.
   struct Hidden {
     std::vector<float> rows;
     Tensor table;
   };
+
+  // Attention, FFN and output each begin with a norm, behind which nothing is read that stood there before but kHidden.
+  static bool BeginsBlock(const Op& op) { return op.kind == OpKind::kNorm && op.in == Slot::kHidden; }
 
   size_t TensorOf(WeightId id) const { return static_cast<size_t>(model_.weights[id].tensor - file_.tensors().data()); }
   bool IsToBeEncoded(WeightId id) const {
     const size_t i = TensorOf(id);
     return types_[i] != file_.tensors()[i].type && bytes_[i].empty();
   }
+  bool HasWorkIn(const Op& op) const {
+    return op.kind == OpKind::kLinear &&
+           std::any_of(op.projections.begin(), op.projections.begin() + op.n_projections,
+                       [&](const Projection& projection) { return IsToBeEncoded(projection.weight); });
+  }
 
-  // Of the same rows (n_rows, width), what a slot holds behind these ops in the source and in what has become of it.
-  void Run(std::span<const Op> ops, Slot slot, std::span<const TokenId> tokens, bool embeds,
-           const std::function<void(int n_rows, std::vector<float>& source, std::vector<float>& rounded)>& see) {
-    Slice source(file_, model_, file_.tensors(), embeds ? nullptr : &hidden_[0].table, ops, slot, options_);
-    Slice rounded(file_, model_, rounded_, embeds ? nullptr : &hidden_[1].table, ops, slot, options_);
+  Slice MakeSlice(int side, std::span<const Op> ops, Slot seen, const Op* product = nullptr,
+                  bool embeds = false) const {
+    return {file_,
+            model_,
+            side == kSource ? file_.tensors() : rounded_,
+            embeds ? nullptr : &hidden_[side].table,
+            ops,
+            seen,
+            product,
+            options_};
+  }
+  // step(tokens, position of the first in its chunk)
+  template <typename Step>
+  void ForSteps(std::span<const TokenId> tokens, const Step& step) const {
     for (size_t at = 0; at < tokens.size();) {
       const auto position = static_cast<int>(at % static_cast<size_t>(options_.n_ctx));
       const auto n = std::min<size_t>(tokens.size() - at, std::min(kMaxBatchRows, options_.n_ctx - position));
-      for (Slice* slice : {&source, &rounded}) slice->Step(tokens.subspan(at, n), position);
-      see(static_cast<int>(n), source.rows(), rounded.rows());
+      step(tokens.subspan(at, n), position);
       at += n;
     }
   }
 
   // Past these ops.
-  void Advance(std::span<const Op> ops, std::span<const TokenId> tokens, bool embeds) {
-    std::vector<float> next[2];
-    Run(ops, Slot::kHidden, tokens, embeds, [&](int n_rows, std::vector<float>& source, std::vector<float>& rounded) {
-      const int64_t n = int64_t{n_rows} * model_.config.n_embd;
-      next[0].insert(next[0].end(), source.begin(), source.begin() + n);
-      next[1].insert(next[1].end(), rounded.begin(), rounded.begin() + n);
+  void Advance(int side, std::span<const Op> ops, std::span<const TokenId> tokens, bool embeds = false) {
+    Slice slice = MakeSlice(side, ops, Slot::kHidden, nullptr, embeds);
+    std::vector<float> next;
+    ForSteps(tokens, [&](std::span<const TokenId> step, int position) {
+      slice.Step(step, position);
+      Append(slice.rows(), step.size(), next);
     });
-    for (int i = 0; i < 2; ++i) {
-      hidden_[i].rows = std::move(next[i]);
-      hidden_[i].table = FloatTable(hidden_[i].rows.data(), std::ssize(tokens_), model_.config.n_embd);
-    }
+    SetHidden(side, std::move(next));
+  }
+  void Append(const std::vector<float>& rows, size_t n_rows, std::vector<float>& next) const {
+    next.insert(next.end(), rows.begin(), rows.begin() + static_cast<int64_t>(n_rows) * model_.config.n_embd);
+  }
+  void SetHidden(int side, std::vector<float> rows) {
+    hidden_[side].rows = std::move(rows);
+    hidden_[side].table = FloatTable(hidden_[side].rows.data(), std::ssize(tokens_), model_.config.n_embd);
   }
 
-  // The matrices of a product that the ops before it in its layer lead to.
-  void EncodeProduct(std::span<const Op> before, const Op& op) {
+  void EncodeBlock(std::span<const Op> block, bool is_last) {
+    std::vector<size_t> products;
+    for (size_t i = 0; i < block.size(); ++i)
+      if (HasWorkIn(block[i])) products.push_back(i);
+    for (const size_t i : products) EncodeProduct(block, i, !is_last && i == products.back());
+    if (is_last) return;
+    if (products.empty()) Advance(kSource, block, row_ids_);
+    Advance(kRounded, block, row_ids_);
+  }
+
+  // The matrices of a product. The source goes past the block on the way if it `advances`.
+  void EncodeProduct(std::span<const Op> block, size_t index, bool advances) {
+    const Op& op = block[index];
+    const std::span before = block.first(index);
     const std::span projections(op.projections.data(), static_cast<size_t>(op.n_projections));
-    if (std::none_of(projections.begin(), projections.end(),
-                     [&](const Projection& p) { return IsToBeEncoded(p.weight); }))
-      return;
+    Slice source = advances ? MakeSlice(kSource, block, Slot::kHidden, &op) : MakeSlice(kSource, before, op.in);
+    Slice rounded = MakeSlice(kRounded, before, op.in);
+    std::vector<float>& wanted = advances ? source.inputs() : source.rows();
+    std::vector<float> next;
     const int64_t k = model_.weights[projections[0].weight].k;
     std::vector<float> gram(static_cast<size_t>(k * k));
     Drift drift{.now{}, .inputs = gram};
-    Run(before, op.in, row_ids_, false, [&](int n_rows, std::vector<float>& source, std::vector<float>& rounded) {
-      const std::vector<float> factors = EvenOut(rounded.data(), k, n_rows);
-      for (int64_t i = 0; i < n_rows * k; ++i) source[i] = source[i] * factors[i / k] - rounded[i];
+    ForSteps(row_ids_, [&](std::span<const TokenId> step, int position) {
+      const auto n_rows = static_cast<int>(step.size());
+      source.Step(step, position);
+      rounded.Step(step, position);
+      if (advances) Append(source.rows(), step.size(), next);
+      const std::vector<float> factors = EvenOut(rounded.rows().data(), k, n_rows);
+      for (int64_t i = 0; i < n_rows * k; ++i) wanted[i] = wanted[i] * factors[i / k] - rounded.rows()[i];
       const auto add = [&](const std::vector<float>& a, int64_t begin, int64_t end, int64_t first,
                            std::vector<float>& sum) {
-        ops_.add_outer_products({a.data() + begin, k, rounded.data() + first, k, sum.data() + begin * k + first, k,
-                                 end - begin, k - first, n_rows});
+        ops_.add_outer_products({a.data() + begin, k, rounded.rows().data() + first, k, sum.data() + begin * k + first,
+                                 k, end - begin, k - first, n_rows});
       };
       team_.Run([&](Team::Member& member) {
         member.For(k, kGramRows, [&](int64_t begin, int64_t end) {
-          add(rounded, begin, end, begin, gram);
-          add(source, begin, end, 0, drift.inputs);
+          add(rounded.rows(), begin, end, begin, gram);
+          add(wanted, begin, end, 0, drift.inputs);
         });
       });
     });
+    if (advances) SetHidden(kSource, std::move(next));
     for (std::vector<float>* sums : {&gram, &drift.inputs})
       for (float& sum : *sums) sum /= static_cast<float>(tokens_.size());
     Feedback feedback;
@@ -232,7 +279,7 @@ class Encoder {
   std::vector<Tensor> rounded_;              // the file's, as far as they have been encoded
   std::vector<std::vector<uint8_t>> bytes_;  // by tensor
   std::vector<TokenId> row_ids_;             // of hidden_, by token of the text
-  Hidden hidden_[2];                         // of the source, and of what has become of it
+  Hidden hidden_[2];                         // kSource, kRounded
 };
 
 }  // namespace
