@@ -2,15 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <memory>
 
-#include "cpu/isa.h"
-#include "models/check.h"
 #include "models/error.h"
 #include "models/gguf_writer.h"
 #include "models/quantize.h"
-#include "runtime/layerwise.h"
-#include "runtime/progress.h"
 #include "runtime/quantizer.h"
 
 namespace thermocline {
@@ -18,58 +15,59 @@ namespace {
 
 // Rows of a tensor that stand for all when its error is measured per type: the ratios of types vary by 2 % among 48.
 constexpr int64_t kSampleRows = 48;
-// Chunks of the text on which the sensitivity of a role is measured.
-constexpr int64_t kSensitivityChunks = 2;
 constexpr int kMaxMixtures = 7;
 // Two files nearer than this are the same size.
 constexpr double kSizeTolerance = 0.004;
 
-// "blk.7.ffn_down.weight": "ffn_down.weight"; what is no layer's has a role of its own.
-std::string RoleOf(std::string_view name) {
-  constexpr std::string_view kPrefix = "blk.";
-  return std::string(name.starts_with(kPrefix) ? name.substr(name.find('.', kPrefix.size()) + 1) : name);
+// Of choices of a tensor, those that lower its error the most per byte, from the fewest bytes on: the lower convex
+// hull.
+template <typename Choice>
+std::vector<Choice> Hull(std::vector<Choice> choices) {
+  std::ranges::sort(choices, {}, [](const Choice& choice) { return std::pair(choice.bytes, choice.error); });
+  const auto gain = [](const Choice& a, const Choice& b) {
+    return (a.error - b.error) / static_cast<double>(b.bytes - a.bytes);
+  };
+  std::vector<Choice> hull;
+  for (const Choice& choice : choices) {
+    if (!hull.empty() && (choice.bytes == hull.back().bytes || choice.error >= hull.back().error)) continue;
+    while (hull.size() > 1 && gain(hull.back(), choice) >= gain(hull[hull.size() - 2], hull.back())) hull.pop_back();
+    hull.push_back(choice);
+  }
+  return hull;
 }
 
 }  // namespace
 
-AutoQuantizer::AutoQuantizer(const GgufFile& file, const Model& model, const Calibration& calibration,
-                             std::span<const TokenId> text, const Judge& judge, const Tokenizer& tokenizer,
-                             std::span<const TokenId> sensitivity_text, AutoOptions options)
+AutoQuantizer::AutoQuantizer(const GgufFile& file, const Model& model, const Feedback* embedding,
+                             std::span<const TokenId> text, const Judge& judge, AutoOptions options)
     : file_(file),
       model_(model),
-      calibration_(calibration),
+      embedding_(embedding),
       text_(text),
       judge_(judge),
-      tokenizer_(tokenizer),
-      sensitivity_text_(sensitivity_text),
       options_(std::move(options)),
       team_(options_.n_threads) {
   ListCandidates();
   if (candidates_.empty()) throw Error("{}: nothing to do: no matrix has more bits than Q4_0 already", file.path());
-}
-
-const Feedback* AutoQuantizer::FeedbackOf(size_t tensor) const {
-  for (const Candidate& candidate : candidates_)
-    if (candidate.tensor == tensor) return calibration_.Find(candidate.id);
-  return nullptr;
+  MeasureErrors();
 }
 
 void AutoQuantizer::ListCandidates() {
-  for (size_t id = 0; id < model_.weights.size(); ++id) {
-    const Weight& weight = model_.weights[id];
+  for (const Weight& weight : model_.weights) {
     if (!weight.matrix) continue;
-    Candidate candidate = {.tensor = static_cast<size_t>(weight.tensor - file_.tensors().data()),
-                           .id = static_cast<WeightId>(id),
-                           .n = weight.n,
-                           .k = weight.k,
-                           .role = RoleOf(weight.tensor->name),
-                           .choices{}};
+    const Tensor& tensor = *weight.tensor;
+    Candidate candidate = {
+        .tensor = static_cast<size_t>(&tensor - file_.tensors().data()), .n = weight.n, .k = weight.k, .levels{}};
     for (const DType type : QuantizeTypes()) {
-      if (weight.k % Info(type).block != 0 || BitsPerWeight(weight.tensor->type) <= BitsPerWeight(type)) continue;
-      candidate.choices.push_back({type, TensorBytes(*weight.tensor, type), 0, 0});
+      if (weight.k % Info(type).block != 0 || BitsPerWeight(tensor.type) <= BitsPerWeight(type)) continue;
+      candidate.levels.push_back({type, TensorBytes(tensor, type), 0});
     }
-    if (!candidate.choices.empty()) candidates_.push_back(std::move(candidate));
+    if (candidate.levels.empty()) continue;
+    if (BitsPerWeight(tensor.type) <= BitsPerWeight(DType::kQ8_0))
+      candidate.levels.push_back({tensor.type, tensor.bytes, 0});
+    candidates_.push_back(std::move(candidate));
   }
+  std::ranges::reverse(candidates_);
 }
 
 std::vector<float> AutoQuantizer::Sample(const Candidate& candidate) const {
@@ -84,133 +82,84 @@ std::vector<float> AutoQuantizer::Sample(const Candidate& candidate) const {
   return sample;
 }
 
-// Of each choice.
-void AutoQuantizer::MeasureErrors(Candidate& candidate, std::span<const float> sample) const {
-  const Feedback* feedback = calibration_.Find(candidate.id);
-  const VectorOps& ops = VectorOpsFor(ChooseIsa());
-  const auto n = static_cast<int64_t>(sample.size());
-  for (Choice& choice : candidate.choices) {
-    std::vector<uint8_t> bytes(sample.size() / Info(choice.type).block * Info(choice.type).block_bytes);
-    double error = 0;
-    if (feedback != nullptr && !feedback->u.empty()) {
-      error = QuantizeWithFeedback(choice.type, *feedback, sample, bytes.data(), ops);
-    } else {
+void AutoQuantizer::MeasureErrors() {
+  std::vector<std::vector<float>> samples;
+  for (const Candidate& candidate : candidates_) samples.push_back(Sample(candidate));
+  team_.Run([&](Team::Member& member) {
+    member.For(std::ssize(candidates_), 1, [&](int64_t i, int64_t) {
+      Candidate& candidate = candidates_[i];
+      const std::vector<float>& sample = samples[i];
+      const auto n = static_cast<int64_t>(sample.size());
+      double squares = 0;
+      for (const float value : sample) squares += double{value} * value;
       std::vector<float> values(sample.size());
-      Quantize(choice.type, sample.data(), nullptr, n, bytes.data());
-      Dequantize(choice.type, bytes.data(), n, values.data());
-      for (size_t i = 0; i < values.size(); ++i) {
-        const double d = double{sample[i]} - values[i];
-        error += d * d * (feedback == nullptr ? 1 : feedback->weights[i % static_cast<size_t>(candidate.k)]);
+      for (Choice& choice : candidate.levels) {
+        if (choice.type == file_.tensors()[candidate.tensor].type) continue;
+        std::vector<uint8_t> bytes(sample.size() / Info(choice.type).block * Info(choice.type).block_bytes);
+        Quantize(choice.type, sample.data(), nullptr, n, bytes.data());
+        Dequantize(choice.type, bytes.data(), n, values.data());
+        double error = 0;
+        for (size_t j = 0; j < values.size(); ++j) error += (double{sample[j]} - values[j]) * (sample[j] - values[j]);
+        choice.error = squares > 0 ? error / squares * static_cast<double>(candidate.n * candidate.k) : 0;
       }
+      candidate.levels = Hull(std::move(candidate.levels));
+    });
+  });
+}
+
+// What it costs is measured, as nothing before it is rounded and what reads it has one row of it at a time: that KL is
+// to its error as what the others add in order, which is what `narrow` has more, is to theirs. Where it costs less than
+// they do, it becomes narrow before them.
+void AutoQuantizer::WeighEmbedding(std::span<const DType> narrow, double narrow_kl) {
+  const Tensor* tensor = model_.weights[model_.program.ops[0].weight].tensor;
+  const auto index = static_cast<size_t>(tensor - file_.tensors().data());
+  const auto embedding = std::ranges::find(candidates_, index, &Candidate::tensor);
+  if (embedding == candidates_.end()) return;
+  Encoding alone{OwnTypes(), std::vector<std::vector<uint8_t>>(narrow.size())};
+  alone.types[index] = narrow[index];
+  alone.bytes[index] = EncodeTensor(file_, *tensor, narrow[index], embedding_, team_);
+  const double kl = std::max(judge_.Measure(*MakeEngine(alone)).kl, 0.0), error = embedding->levels.front().error;
+  double others = -error;
+  for (const Candidate& candidate : candidates_) others += candidate.levels.front().error;
+  if (!(error > 0) || !(others > 0) || narrow_kl <= kl) return;
+  const double weight = kl / error * others / (narrow_kl - kl);
+  for (Choice& choice : embedding->levels) choice.error *= weight;
+  if (weight < 1) std::rotate(candidates_.begin(), embedding, embedding + 1);
+}
+
+// All from their widest level down, a level at a time.
+void AutoQuantizer::PlanSteps() {
+  size_t n_levels = 0;
+  for (const Candidate& candidate : candidates_) n_levels = std::max(n_levels, candidate.levels.size());
+  double error = 0;
+  for (size_t level = n_levels; level-- > 0;)
+    for (const Candidate& candidate : candidates_) {
+      if (level + 1 >= candidate.levels.size()) continue;
+      error += candidate.levels[level].error - candidate.levels[level + 1].error;
+      steps_.push_back({candidate.tensor, candidate.levels[level].type, error});
     }
-    choice.error = error * static_cast<double>(candidate.n * candidate.k) / static_cast<double>(n);
-  }
 }
 
-AutoQuantizer::Bytes AutoQuantizer::EncodePlain(std::span<const DType> types) {
-  Bytes bytes(types.size());
-  for (size_t i = 0; i < types.size(); ++i)
-    if (types[i] != file_.tensors()[i].type)
-      bytes[i] = EncodeTensor(file_, file_.tensors()[i], types[i], nullptr, team_);
-  return bytes;
-}
-
-AutoQuantizer::Bytes AutoQuantizer::EncodeApart(std::span<const DType> types) {
-  Bytes bytes(types.size());
-  Progress progress("quantizing", "");
-  for (size_t i = 0; i < types.size(); ++i) {
-    progress.Update(static_cast<int64_t>(i), static_cast<int64_t>(types.size()));
-    if (types[i] == file_.tensors()[i].type) continue;
-    std::vector<uint8_t>& kept = apart_[{i, types[i]}];
-    if (kept.empty()) kept = EncodeTensor(file_, file_.tensors()[i], types[i], FeedbackOf(i), team_);
-    bytes[i] = kept;
-  }
-  return bytes;
-}
-
-AutoQuantizer::Bytes AutoQuantizer::EncodeInOrder(std::span<const DType> types) {
-  return EncodeLayerwise(file_, model_, types, calibration_.Find(model_.program.ops[0].weight), text_, options_.n_ctx,
-                         options_.n_threads);
+std::vector<DType> AutoQuantizer::OwnTypes() const {
+  std::vector<DType> types;
+  for (const Tensor& tensor : file_.tensors()) types.push_back(tensor.type);
+  return types;
 }
 
 std::vector<DType> AutoQuantizer::Uniform(DType type) const {
-  std::vector<DType> types;
-  for (const Tensor& tensor : file_.tensors()) types.push_back(tensor.type);
+  std::vector<DType> types = OwnTypes();
   for (const Candidate& candidate : candidates_) {
     const DType fitting = FittingType(type, candidate.k);
-    for (const Choice& choice : candidate.choices)
-      if (choice.type == fitting) types[candidate.tensor] = fitting;
+    if (BitsPerWeight(fitting) < BitsPerWeight(types[candidate.tensor])) types[candidate.tensor] = fitting;
   }
   return types;
 }
 
-// Of types with as few bytes, the one that errs least.
-std::vector<DType> AutoQuantizer::Narrowest() const {
-  std::vector<DType> types;
-  for (const Tensor& tensor : file_.tensors()) types.push_back(tensor.type);
-  for (const Candidate& candidate : candidates_) {
-    const auto narrowest = std::min_element(
-        candidate.choices.begin(), candidate.choices.end(),
-        [](const Choice& a, const Choice& b) { return std::pair(a.bytes, a.error) < std::pair(b.bytes, b.error); });
-    types[candidate.tensor] = narrowest->type;
-  }
+std::vector<DType> AutoQuantizer::TypesAfter(size_t n_steps) const {
+  std::vector<DType> types = OwnTypes();
+  for (const Candidate& candidate : candidates_) types[candidate.tensor] = candidate.levels.back().type;
+  for (const Step& step : std::span(steps_).first(n_steps)) types[step.tensor] = step.type;
   return types;
-}
-
-// Each tensor's best type where a byte costs this much KL.
-std::vector<DType> AutoQuantizer::Mixture(double bytes_price) const {
-  std::vector<DType> types;
-  for (const Tensor& tensor : file_.tensors()) types.push_back(tensor.type);
-  for (const Candidate& candidate : candidates_) {
-    double least = INFINITY;
-    for (const Choice& choice : candidate.choices) {
-      const double cost = choice.kl + bytes_price * static_cast<double>(choice.bytes);
-      if (cost >= least) continue;
-      least = cost;
-      types[candidate.tensor] = choice.type;
-    }
-  }
-  return types;
-}
-
-double AutoQuantizer::PredictedKl(std::span<const DType> types) const {
-  double kl = 0;
-  for (const Candidate& candidate : candidates_)
-    for (const Choice& choice : candidate.choices)
-      if (choice.type == types[candidate.tensor]) kl += choice.kl;
-  return kl;
-}
-
-// No price leads to every size, as a large tensor becomes wider at once: what the next price leaves of `kl` goes to
-// others, for the most bytes at a time.
-std::vector<DType> AutoQuantizer::MixtureOfKl(double kl) const {
-  double low = 1e-20, high = 1;  // of the price, KL per byte
-  for (int i = 0; i < 60; ++i) {
-    const double middle = std::sqrt(low * high);
-    (PredictedKl(Mixture(middle)) > kl ? high : low) = middle;
-  }
-  std::vector<DType> types = Mixture(low);
-  for (double left = kl - PredictedKl(types);;) {
-    const Candidate* narrowed = nullptr;
-    const Choice* best = nullptr;
-    double most = 0, price = 0;  // bytes saved per KL; that KL
-    for (const Candidate& candidate : candidates_) {
-      const Choice& now = *std::ranges::find(candidate.choices, types[candidate.tensor], &Choice::type);
-      for (const Choice& choice : candidate.choices) {
-        const double cost = choice.kl - now.kl;
-        if (choice.bytes >= now.bytes || cost > left) continue;
-        const double saved = static_cast<double>(now.bytes - choice.bytes) / std::max(cost, 1e-30);
-        if (saved <= most) continue;
-        most = saved;
-        price = cost;
-        narrowed = &candidate;
-        best = &choice;
-      }
-    }
-    if (best == nullptr) return types;
-    types[narrowed->tensor] = best->type;
-    left -= price;
-  }
 }
 
 // "Q4_0 70 %, Q8_0 30 %": of the weights.
@@ -227,107 +176,73 @@ std::string AutoQuantizer::Shares(std::span<const DType> types) const {
   return shares;
 }
 
-std::unique_ptr<Engine> AutoQuantizer::MakeEngine(std::span<const DType> types, const Bytes& bytes) const {
-  std::vector<Tensor> tensors = file_.tensors();
-  for (size_t i = 0; i < types.size(); ++i) {
-    if (types[i] == tensors[i].type) continue;
-    tensors[i].type = types[i];
-    tensors[i].data = bytes[i].data();
-    tensors[i].bytes = bytes[i].size();
-  }
-  Model model = model_;
-  for (Weight& weight : model.weights)
-    weight.tensor = &tensors[static_cast<size_t>(weight.tensor - file_.tensors().data())];
+Encoding AutoQuantizer::EncodePlain(std::vector<DType> types) {
+  Encoding encoding{std::move(types), std::vector<std::vector<uint8_t>>(file_.tensors().size())};
+  for (size_t i = 0; i < encoding.types.size(); ++i)
+    if (encoding.types[i] != file_.tensors()[i].type)
+      encoding.bytes[i] = EncodeTensor(file_, file_.tensors()[i], encoding.types[i], nullptr, team_);
+  return encoding;
+}
+
+Encoding AutoQuantizer::EncodeInOrder(std::vector<DType> types, const Encoding* known) {
+  return EncodeLayerwise(file_, model_, std::move(types), embedding_, text_, options_.n_ctx, options_.n_threads, known);
+}
+
+std::unique_ptr<Engine> AutoQuantizer::MakeEngine(const Encoding& encoding) const {
+  std::vector<Tensor> tensors;
+  const Model model = WithTensors(file_, model_, encoding, tensors);
   EngineOptions options;
   options.n_ctx = options_.n_ctx;
   options.n_threads = options_.n_threads;
   return std::make_unique<Engine>(file_, model, options);
 }
 
-Trial AutoQuantizer::Try(std::string recipe, std::span<const DType> types, const Bytes& bytes) {
-  const Trial trial{std::move(recipe), PlannedBytes(file_, types), judge_.Measure(*MakeEngine(types, bytes))};
+Trial AutoQuantizer::Try(std::string recipe, const Encoding& encoding) {
+  const Trial trial{std::move(recipe), PlannedBytes(file_, encoding.types), judge_.Measure(*MakeEngine(encoding))};
   if (options_.on_trial) options_.on_trial(trial);
   return trial;
 }
 
-void AutoQuantizer::MeasureErrors() {
-  std::vector<std::vector<float>> samples;
-  for (const Candidate& candidate : candidates_) samples.push_back(Sample(candidate));
-  const auto n = static_cast<int64_t>(samples.size());
-  team_.Run([&](Team::Member& member) {
-    member.For(n, 1, [&](int64_t i, int64_t) { MeasureErrors(candidates_[i], samples[i]); });
-  });
-}
-
-// Of each role, the KL from all in 8 bits when its tensors are narrow, to which each of them is taken to add as much:
-// encoded in order they do, whatever they do apart. In SmolLM2, its hidden state rotated, a third of the layers (but
-// for attention output) in 4.5 bits and the others in 5.5 adds 0.0054, 0.0049 and 0.0054 in order, from the first third
-// to the last, where the sums of its roles apart are 0.0113, 0.0174 and 0.0097. Rows are as generated, in 16 bits: in
-// 8, activations add a KL of their own.
-void AutoQuantizer::MeasureSensitivity(std::span<const DType> narrow) {
-  const std::vector<DType> wide = Uniform(DType::kQ8_0);
-  const auto length =
-      std::min<size_t>(sensitivity_text_.size(), static_cast<size_t>(kSensitivityChunks * options_.n_ctx));
-  const Judge judge(*MakeEngine(wide, EncodeApart(wide)), tokenizer_, sensitivity_text_.first(length), options_.n_ctx,
-                    RowKind::kGenerated);
-  std::map<std::string, std::vector<Candidate*>> roles;
-  for (Candidate& candidate : candidates_) roles[candidate.role].push_back(&candidate);
-  Progress progress("measuring sensitivity", "");
-  int64_t done = 0;
-  for (const auto& [role, members] : roles) {
-    std::vector<DType> types = wide;
-    for (const Candidate* member : members) types[member->tensor] = narrow[member->tensor];
-    const double kl = std::max(judge.Measure(*MakeEngine(types, EncodeApart(types))).kl, 1e-7);
-    for (Candidate* member : members) {
-      const double error = std::ranges::find(member->choices, narrow[member->tensor], &Choice::type)->error;
-      for (Choice& choice : member->choices)
-        choice.kl = error > 0 ? kl / static_cast<double>(members.size()) * choice.error / error : 0;
-    }
-    progress.Update(++done, static_cast<int64_t>(roles.size()));
-  }
-}
-
-std::vector<DType> AutoQuantizer::Search() {
-  const std::vector<DType> plain = Uniform(DType::kQ4_0);
-  Try("Q4_0, plain rounding", plain, EncodePlain(plain));
-  std::vector<DType> best = Uniform(DType::kQ8_0);
-  best_ = EncodeApart(best);
-  const Trial widest = Try("Q8_0, error feedback", best, best_);
+const Encoding& AutoQuantizer::Search() {
+  Try("Q4_0, plain rounding", EncodePlain(Uniform(DType::kQ4_0)));
+  best_ = EncodePlain(TypesAfter(0));
+  const Trial widest = Try("Q8_0, plain rounding", best_);
   if (widest.judgement.loss > options_.max_loss)
     throw Error("even 8 bits lose {:.3f} % of perplexity on this text, more than {:.3f} %: allow a larger --max-loss",
                 100 * widest.judgement.loss, 100 * options_.max_loss);
-  MeasureErrors();
-  const std::vector<DType> narrow = Narrowest();
-  Bytes bytes = EncodeInOrder(narrow);
-  const Trial narrowest = Try(Shares(narrow), narrow, bytes);
-  if (narrowest.judgement.loss <= options_.max_loss) {
-    best_ = std::move(bytes);
-    return narrow;
-  }
-  MeasureSensitivity(narrow);
+  std::vector<DType> types = OwnTypes();
+  for (const Candidate& candidate : candidates_) types[candidate.tensor] = candidate.levels.front().type;
+  Encoding encoding = EncodeInOrder(std::move(types), nullptr);
+  const Trial narrowest = Try(Shares(encoding.types), encoding);
+  if (narrowest.judgement.loss <= options_.max_loss) return best_ = std::move(encoding);
+  WeighEmbedding(encoding.types, narrowest.judgement.kl);
+  PlanSteps();
+  if (steps_.empty()) return best_;
 
-  // Loss grows with predicted KL; the bracket closes by linear interpolation, a little to the safe side.
+  // Loss grows with the error; the bracket closes by linear interpolation, a little to the safe side.
   struct End {
-    double kl, loss;
-    double bytes;
+    size_t n_steps;
+    double error, loss, bytes;
   };
-  End good{PredictedKl(best), widest.judgement.loss, static_cast<double>(widest.file_bytes)};
-  End bad{PredictedKl(narrow), narrowest.judgement.loss, static_cast<double>(narrowest.file_bytes)};
+  End good{0, 0, widest.judgement.loss, static_cast<double>(widest.file_bytes)};
+  End bad{steps_.size(), steps_.back().error, narrowest.judgement.loss, static_cast<double>(narrowest.file_bytes)};
+  const Encoding* known = nullptr;
   for (int i = 0; i < kMaxMixtures && good.bytes - bad.bytes > kSizeTolerance * good.bytes; ++i) {
     const double part = std::clamp((options_.max_loss - good.loss) / (bad.loss - good.loss), 0.08, 0.92);
-    const std::vector<DType> types = MixtureOfKl(good.kl + 0.97 * part * (bad.kl - good.kl));
-    bytes = EncodeInOrder(types);
-    const Trial trial = Try(Shares(types), types, bytes);
-    const End end{PredictedKl(types), trial.judgement.loss, static_cast<double>(trial.file_bytes)};
+    const double error = good.error + 0.97 * part * (bad.error - good.error);
+    size_t n_steps = good.n_steps + 1;
+    while (n_steps + 1 < bad.n_steps && steps_[n_steps].error <= error) ++n_steps;
+    if (n_steps >= bad.n_steps) break;
+    encoding = EncodeInOrder(TypesAfter(n_steps), known);
+    const Trial trial = Try(Shares(encoding.types), encoding);
     const bool within = trial.judgement.loss <= options_.max_loss;
-    if (within ? end.bytes >= good.bytes : end.bytes <= bad.bytes) break;  // the types have no file in between
-    if (within) {
-      best = types;
-      best_ = std::move(bytes);
-    }
-    (within ? good : bad) = end;
+    (within ? good : bad) = {n_steps, steps_[n_steps - 1].error, trial.judgement.loss,
+                             static_cast<double>(trial.file_bytes)};
+    if (!within) continue;
+    best_ = std::move(encoding);
+    known = &best_;
   }
-  return best;
+  return best_;
 }
 
 }  // namespace thermocline

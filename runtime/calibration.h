@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <span>
 #include <vector>
 
@@ -25,25 +24,9 @@ float Damping(int64_t k, int64_t n_tokens);
 // what each was multiplied by is returned. Throws Error where a row is no number.
 std::vector<float> EvenOut(float* rows, int64_t k, int n_rows);
 
-// By the weight id of every matrix that multiplies; those that read the same share one.
-class Calibration {
- public:
-  // Runs `tokens` through `engine`, which holds `model`, in chunks of n_ctx, and factors what it saw. Where memory does
-  // not hold the second moments of all inputs, or they are not wanted, only their diagonals are kept: no feedback, but
-  // importance. `only`: of this matrix alone; -1: of all. Throws Error where an input is no number.
-  Calibration(const Model& model, Engine& engine, std::span<const TokenId> tokens, int n_ctx, bool want_feedback,
-              WeightId only = -1);
-
-  // Of the matrix with this id; nullptr where nothing multiplies by it. Without feedback, `u` is empty.
-  const Feedback* Find(WeightId id) const;
-  bool has_feedback() const { return has_feedback_; }
-  int64_t n_tokens() const { return n_tokens_; }
-
- private:
-  bool has_feedback_;
-  int64_t n_tokens_ = 0;
-  std::map<WeightId, WeightId> key_of_;  // matrix to the first one that reads the same
-  std::map<WeightId, Feedback> inputs_;  // by key
-};
+// Of what a matrix of `model` multiplies by while `engine`, which holds the model, runs `tokens` in chunks of n_ctx.
+// Throws Error where an input is no number.
+Feedback FeedbackOfInputs(const Model& model, WeightId weight, Engine& engine, std::span<const TokenId> tokens,
+                          int n_ctx);
 
 }  // namespace thermocline

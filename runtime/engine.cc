@@ -70,7 +70,8 @@ struct Engine::Impl {
   EngineOptions options;
   ModelConfig config;
   const int n_threads, n_threads_batch;
-  Team team;
+  std::optional<Team> own_team;
+  Team& team;
   const int n_ctx;
   std::string path;
   uint64_t identity = 0;                  // of the file, where it may be needed again
@@ -106,7 +107,7 @@ Engine::Impl::Impl(const GgufFile& file, const Model& model, const EngineOptions
       config(model.config),
       n_threads(options.n_threads > 0 ? options.n_threads : std::min(DetectTopology().DefaultThreads(), kMaxThreads)),
       n_threads_batch(options.n_threads_batch > 0 ? options.n_threads_batch : n_threads),
-      team(std::max(n_threads, n_threads_batch)),
+      team(options.team != nullptr ? *options.team : own_team.emplace(std::max(n_threads, n_threads_batch))),
       n_ctx(ChooseContext(model, options)),
       path(file.path()),
       in_use(options.max_sequences) {
@@ -218,6 +219,7 @@ const ModelConfig& Engine::config() const { return impl_->config; }
 int Engine::n_ctx() const { return impl_->n_ctx; }
 int Engine::n_threads() const { return impl_->n_threads; }
 int Engine::n_threads_batch() const { return impl_->n_threads_batch; }
+Team& Engine::team() { return impl_->team; }
 KvTypes Engine::kv_types() const { return impl_->kv->layout().types; }
 Placement Engine::placement() const { return impl_->hybrid ? impl_->hybrid->placement() : AllOnCpu(impl_->config); }
 

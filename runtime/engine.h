@@ -46,6 +46,9 @@ struct EngineOptions {
   // Shuffles the order in which physical pages are handed out; for tests.
   uint64_t page_seed = 0;
   LoadOptions load{};
+  // To run on, in turns with others: teams of several engines would have threads on the same cores, and send them to
+  // rest for being late. At least as large as the numbers of threads; must outlive the engine. Null: its own.
+  Team* team = nullptr;
   Tracer* tracer = nullptr;  // unless null, learns what every step does; must outlive the engine
   DeviceOptions device{};
   // The file again, should the device be lost with the weights it holds; empty: from its path.
@@ -77,6 +80,7 @@ class Engine {
   int n_ctx() const;
   int n_threads() const;  // as in EngineOptions, never 0
   int n_threads_batch() const;
+  Team& team();  // what the engine runs on, for others' work between its steps
   KvTypes kv_types() const;
   // What the device computes; all of it with the CPU where there is none, or it is lost.
   Placement placement() const;

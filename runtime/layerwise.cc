@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "cpu/isa.h"
 #include "models/check.h"
@@ -112,34 +113,38 @@ class Slice {
 
 class Encoder {
  public:
-  Encoder(const GgufFile& file, const Model& model, std::span<const DType> types, const Feedback* embedding,
-          std::span<const TokenId> tokens, int n_ctx, int n_threads)
+  Encoder(const GgufFile& file, const Model& model, std::vector<DType> types, const Feedback* embedding,
+          std::span<const TokenId> tokens, int n_ctx, int n_threads, const Encoding* known)
       : file_(file),
         model_(model),
-        types_(types),
+        types_(std::move(types)),
         embedding_(embedding),
+        known_(known),
         tokens_(tokens),
-        options_{.n_ctx = n_ctx, .n_threads = n_threads},
         ops_(VectorOpsFor(ChooseIsa())),
         team_(n_threads),
+        options_{.n_ctx = n_ctx, .n_threads = team_.size(), .team = &team_},
         rounded_(file.tensors()),
         bytes_(file.tensors().size()) {
     for (size_t i = 0; i < tokens.size(); ++i) row_ids_.push_back(static_cast<TokenId>(i));
   }
 
-  std::vector<std::vector<uint8_t>> Encode() {
+  Encoding Encode() {
     const std::span ops = model_.program.ops;
     CHECK(ops[0].kind == OpKind::kEmbed);
     Progress progress("quantizing", "");
-    EncodeWeight(ops[0].weight, embedding_, nullptr);
-    if (ops[0].positions >= 0) EncodeWeight(ops[0].positions, nullptr, nullptr);
+    for (const WeightId id : {ops[0].weight, ops[0].positions}) {
+      if (id < 0) continue;
+      TakeKnown(id);
+      EncodeWeight(id, id == ops[0].weight ? embedding_ : nullptr, nullptr);
+    }
     for (const int side : {kSource, kRounded}) Advance(side, ops.first(1), tokens_, true);
     for (size_t begin = 1, end = 0; begin < ops.size(); begin = end) {
       for (end = begin + 1; end < ops.size() && !BeginsBlock(ops[end]);) ++end;
       EncodeBlock(ops.subspan(begin, end - begin), end == ops.size());
       progress.Update(static_cast<int64_t>(end), std::ssize(ops));
     }
-    return std::move(bytes_);
+    return {std::move(types_), std::move(bytes_)};
   }
 
  private:
@@ -207,8 +212,10 @@ class Encoder {
 
   void EncodeBlock(std::span<const Op> block, bool is_last) {
     std::vector<size_t> products;
-    for (size_t i = 0; i < block.size(); ++i)
+    for (size_t i = 0; i < block.size(); ++i) {
+      for (int j = 0; j < block[i].n_projections; ++j) TakeKnown(block[i].projections[j].weight);
       if (HasWorkIn(block[i])) products.push_back(i);
+    }
     for (const size_t i : products) EncodeProduct(block, i, !is_last && i == products.back());
     if (is_last) return;
     if (products.empty()) Advance(kSource, block, row_ids_);
@@ -259,10 +266,18 @@ class Encoder {
     for (const Projection& projection : projections) EncodeWeight(projection.weight, &feedback, &drift);
   }
 
+  void TakeKnown(WeightId id) {
+    const size_t i = TensorOf(id);
+    if (known_ != nullptr && known_->types[i] != types_[i]) known_ = nullptr;
+    if (known_ != nullptr && IsToBeEncoded(id)) SetBytes(i, known_->bytes[i]);
+  }
   void EncodeWeight(WeightId id, const Feedback* feedback, const Drift* drift) {
     if (!IsToBeEncoded(id)) return;
     const size_t i = TensorOf(id);
-    bytes_[i] = EncodeTensor(file_, file_.tensors()[i], types_[i], feedback, team_, nullptr, drift);
+    SetBytes(i, EncodeTensor(file_, file_.tensors()[i], types_[i], feedback, team_, nullptr, drift));
+  }
+  void SetBytes(size_t i, std::vector<uint8_t> bytes) {
+    bytes_[i] = std::move(bytes);
     rounded_[i].type = types_[i];
     rounded_[i].data = bytes_[i].data();
     rounded_[i].bytes = bytes_[i].size();
@@ -270,12 +285,13 @@ class Encoder {
 
   const GgufFile& file_;
   const Model& model_;
-  const std::span<const DType> types_;
+  std::vector<DType> types_;
   const Feedback* const embedding_;
+  const Encoding* known_;  // null from where something differs
   const std::span<const TokenId> tokens_;
-  const EngineOptions options_;
   const VectorOps& ops_;
   Team team_;
+  const EngineOptions options_;
   std::vector<Tensor> rounded_;              // the file's, as far as they have been encoded
   std::vector<std::vector<uint8_t>> bytes_;  // by tensor
   std::vector<TokenId> row_ids_;             // of hidden_, by token of the text
@@ -284,10 +300,23 @@ class Encoder {
 
 }  // namespace
 
-std::vector<std::vector<uint8_t>> EncodeLayerwise(const GgufFile& file, const Model& model,
-                                                  std::span<const DType> types, const Feedback* embedding,
-                                                  std::span<const TokenId> tokens, int n_ctx, int n_threads) {
-  return Encoder(file, model, types, embedding, tokens, n_ctx, n_threads).Encode();
+Model WithTensors(const GgufFile& file, const Model& model, const Encoding& encoding, std::vector<Tensor>& tensors) {
+  tensors = file.tensors();
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (encoding.types[i] == tensors[i].type) continue;
+    tensors[i].type = encoding.types[i];
+    tensors[i].data = encoding.bytes[i].data();
+    tensors[i].bytes = encoding.bytes[i].size();
+  }
+  Model encoded = model;
+  for (Weight& weight : encoded.weights)
+    weight.tensor = &tensors[static_cast<size_t>(weight.tensor - file.tensors().data())];
+  return encoded;
+}
+
+Encoding EncodeLayerwise(const GgufFile& file, const Model& model, std::vector<DType> types, const Feedback* embedding,
+                         std::span<const TokenId> tokens, int n_ctx, int n_threads, const Encoding* known) {
+  return Encoder(file, model, std::move(types), embedding, tokens, n_ctx, n_threads, known).Encode();
 }
 
 }  // namespace thermocline

@@ -13,11 +13,22 @@
 
 namespace thermocline {
 
-// By tensor of the file, its bytes as types[i]; none where that is its type already. Runs `tokens` through the source
-// and what has become of it, a layer at a time, in chunks of n_ctx. `embedding`: of what the source multiplies by its
-// embedding; null where it does not. Throws Error where an input is no number, or memory does not suffice.
-std::vector<std::vector<uint8_t>> EncodeLayerwise(const GgufFile& file, const Model& model,
-                                                  std::span<const DType> types, const Feedback* embedding,
-                                                  std::span<const TokenId> tokens, int n_ctx, int n_threads);
+// The tensors of a file in other types.
+struct Encoding {
+  std::vector<DType> types;                 // by tensor
+  std::vector<std::vector<uint8_t>> bytes;  // likewise; none where the file has it of that type
+
+  bool operator==(const Encoding&) const = default;
+};
+
+// The model of `file` with its tensors as encoded, which `tensors` becomes; refers to both.
+Model WithTensors(const GgufFile& file, const Model& model, const Encoding& encoding, std::vector<Tensor>& tensors);
+
+// Runs `tokens` through the source and what has become of it, a layer at a time, in chunks of n_ctx. `embedding`: of
+// what the source multiplies by its embedding; null where it does not. `known`: what this made of the same source and
+// tokens with other types, or null; up to the first that differs, bytes are taken from there. Throws Error where an
+// input is no number, or memory does not suffice.
+Encoding EncodeLayerwise(const GgufFile& file, const Model& model, std::vector<DType> types, const Feedback* embedding,
+                         std::span<const TokenId> tokens, int n_ctx, int n_threads, const Encoding* known = nullptr);
 
 }  // namespace thermocline

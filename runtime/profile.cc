@@ -30,7 +30,7 @@ int64_t LevelTokens(const Heat& heat, int64_t n_tokens) {
 class Counter {
  public:
   Counter(Engine& engine, const Model& model, Heat& heat)
-      : heat_(heat), team_(engine.n_threads()), rows_(engine, model, kRows) {
+      : heat_(heat), team_(engine.team()), rows_(engine, model, kRows) {
     CHECK(rows_.n_layer() == std::ssize(heat.layers));
   }
 
@@ -69,7 +69,7 @@ class Counter {
   }
 
   Heat& heat_;
-  Team team_;
+  Team& team_;
   ActivationRows rows_;
 };
 

@@ -166,8 +166,6 @@ std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DT
   const int64_t row_bytes = k / Info(type).block * Info(type).block_bytes;
   CHECK(feedback == nullptr || feedback->k == k);
   const VectorOps& ops = VectorOpsFor(ChooseIsa());
-  const bool feeds_back = feedback != nullptr && !feedback->u.empty() && HasEncoder(type);
-  const float* importance = feedback != nullptr ? feedback->weights.data() : nullptr;
   std::vector<uint8_t> bytes(static_cast<size_t>(n * row_bytes));
   std::mutex mutex;
   std::exception_ptr failure;
@@ -178,12 +176,12 @@ std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DT
         std::vector<float> rows =
             ordered ? ReadOrdered(file, *ordered, begin, end) : ReadRows(file, tensor, begin, end);
         if (drift != nullptr) FollowDrift(*drift, rows, ops);
-        if (feeds_back) {
+        if (feedback != nullptr && HasEncoder(type)) {
           QuantizeWithFeedback(type, *feedback, rows, bytes.data() + begin * row_bytes, ops);
           return;
         }
         for (int64_t row = begin; row < end; ++row)
-          Quantize(type, rows.data() + (row - begin) * k, importance, k, bytes.data() + row * row_bytes);
+          Quantize(type, rows.data() + (row - begin) * k, nullptr, k, bytes.data() + row * row_bytes);
       } catch (...) {
         const std::lock_guard lock(mutex);
         if (begin < failed_row) {

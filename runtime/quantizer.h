@@ -47,9 +47,9 @@ uint64_t PlannedBytes(const GgufFile& file, std::span<const DType> types);
 // what block types can hold.
 std::vector<float> ReadRows(const GgufFile& file, const Tensor& tensor, int64_t begin, int64_t end);
 
-// The whole tensor as `type`. `feedback`: of the inputs that its rows meet, with or without `u`; null: all errors count
-// alike. `ordered`: a weight that is the tensor in another order of neurons, which is then the file's; or null.
-// `drift`: what FollowDrift moves the rows by before; or null. Throws as ReadRows.
+// The whole tensor as `type`. `feedback`: of the inputs that its rows meet; null: all errors count alike. `ordered`: a
+// weight that is the tensor in another order of neurons, which is then the file's; or null. `drift`: what FollowDrift
+// moves the rows by before; or null. Throws as ReadRows.
 std::vector<uint8_t> EncodeTensor(const GgufFile& file, const Tensor& tensor, DType type, const Feedback* feedback,
                                   Team& team, const Weight* ordered = nullptr, const Drift* drift = nullptr);
 

@@ -88,14 +88,16 @@ std::vector<TokenId> ReadTokens(const Tokenizer& tokenizer, const std::string& p
   return tokenizer.Encode(ValidText(ReadText(path), path), {.add_bos_eos = true, .parse_special = false});
 }
 
-Calibration Calibrate(const Model& model, Engine& engine, std::span<const TokenId> tokens) {
-  Calibration calibration(model, engine, tokens, engine.n_ctx(), true);
-  if (!calibration.has_feedback())
-    Note("there is too little memory for how inputs go together: each counts for itself, and the loss will be larger");
-  return calibration;
-}
-
 int Context(const Model& model) { return std::min(kCalibrationContext, model.config.n_ctx_train); }
+
+// Of the embedding, where it is the head as well.
+std::optional<Feedback> TiedFeedback(const GgufFile& file, const Model& model, std::span<const TokenId> tokens,
+                                     int n_ctx, int n_threads) {
+  const WeightId embedding = model.program.ops[0].weight;
+  if (model.program.ops.back().projections[0].weight != embedding) return std::nullopt;
+  const auto engine = LoadEngine(file, model, {.n_ctx = n_ctx, .n_threads = n_threads});
+  return FeedbackOfInputs(model, embedding, *engine, tokens, n_ctx);
+}
 
 void ShowTrial(const Trial& trial) {
   WriteOut(fmt::format("{:>10}  {:>10.4f}  {:>+8.2f} % +- {:<5.2f}  {:>8.5f}  {}\n",
@@ -118,20 +120,21 @@ void WriteAuto(const GgufFile& file, const Model& model, const Request& request,
       throw Error("{} tokens to learn from and {} to judge by: each needs {}. Take a longer text.", text.size(),
                   unseen.size(), n_ctx);
   auto engine = LoadEngine(file, model, {.n_ctx = n_ctx, .n_threads = request.n_threads});
-  const Judge judge(*engine, *tokenizer, unseen, n_ctx);
-  const Calibration calibration = Calibrate(model, *engine, text);
+  // In prompt rows, roundings of activations to 8 bits would be blamed on the weights: a tenth of what may be lost.
+  const Judge judge(*engine, *tokenizer, unseen, n_ctx, RowKind::kGenerated);
   engine.reset();
+  const auto tied = TiedFeedback(file, model, text, n_ctx, request.n_threads);
   WriteOut(fmt::format("learned from {} tokens, judged by {} unseen predictions\n\n{:>10}  {:>10}  {:<19}  {:>8}  {}\n",
                        text.size(), judge.n_scored(), "file", "perplexity", "    loss", "KL", "recipe"));
   WriteOut(fmt::format("{:>10}  {:>10.4f}  {:<19}  {:>8}  {}\n", HumanBytes(static_cast<double>(file.file_bytes())),
                        judge.reference_perplexity(), "", "", "the source"));
   AutoQuantizer quantizer(
-      file, model, calibration, text, judge, *tokenizer, unseen,
+      file, model, tied ? &*tied : nullptr, text, judge,
       {.max_loss = request.max_loss, .n_ctx = n_ctx, .n_threads = request.n_threads, .on_trial = ShowTrial});
-  const std::vector<DType> types = quantizer.Search();
+  const Encoding& found = quantizer.Search();
   WriteOut("\n");
   WriteQuantized(
-      file, types, [&](size_t i) { return quantizer.Encoded(i); }, out);
+      file, found.types, [&](size_t i) { return found.bytes[i]; }, out);
 }
 
 void WriteTyped(const GgufFile& file, const Model& model, const Request& request, DType type, OutputFile& out) {
@@ -141,15 +144,11 @@ void WriteTyped(const GgufFile& file, const Model& model, const Request& request
     const auto tokens = ReadTokens(*Tokenizer::FromGguf(file), *request.text);
     const int n_ctx = Context(model);
     if (tokens.empty()) throw Error("{}: there is no text in it to learn from", TerminalSafe(*request.text));
-    const WeightId embedding = model.program.ops[0].weight;
-    std::optional<Calibration> head;  // where it is the embedding
-    if (model.program.ops.back().projections[0].weight == embedding)
-      head.emplace(model, *LoadEngine(file, model, {.n_ctx = n_ctx, .n_threads = request.n_threads}), tokens, n_ctx,
-                   true, embedding);
-    const auto encoded = EncodeLayerwise(file, model, plan.types, head ? head->Find(embedding) : nullptr, tokens, n_ctx,
-                                         request.n_threads);
+    const auto tied = TiedFeedback(file, model, tokens, n_ctx, request.n_threads);
+    const auto encoded =
+        EncodeLayerwise(file, model, plan.types, tied ? &*tied : nullptr, tokens, n_ctx, request.n_threads);
     WriteQuantized(
-        file, plan.types, [&](size_t i) { return encoded[i]; }, out);
+        file, plan.types, [&](size_t i) { return encoded.bytes[i]; }, out);
     return;
   }
   std::map<const Tensor*, const Weight*> ordered;

@@ -52,7 +52,7 @@ def main():
                 rows[row[5]] = float(row[1]), float(row[3]), float(row[4])
         assert process.wait() == 0
         size = target.stat().st_size / 1e6
-    widest, plain = rows["Q8_0, error feedback"], rows["Q4_0, plain rounding"]
+    widest, plain = rows["Q8_0, plain rounding"], rows["Q4_0, plain rounding"]
     winner = min((row for row in rows.values() if row[1] <= 1 and abs(row[0] - size) < 0.1), key=lambda row: row[1])
     print(f"{winner[0] / widest[0]:.3f} of Q8_0, loss {winner[1]:.2f} %, KL {winner[2]:.5f} "
           f"(plain Q4_0: {plain[0] / widest[0]:.3f}, {plain[1]:.2f} %, {plain[2]:.5f})")

@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 
@@ -72,7 +73,6 @@ TEST_CASE("judge: a model loses nothing against itself, and its perplexity is th
 TEST_CASE("auto_quantize: the smallest that was tried within the loss, each tensor of its type") {
   Fixture f;
   const Judge judge(f.engine, *f.tokenizer, f.unseen, kContext);
-  const Calibration calibration(f.model, f.engine, f.text, kContext, true);
   std::vector<Trial> trials;
   AutoOptions options{.max_loss = 0.01, .n_ctx = kContext, .n_threads = 2};
   options.on_trial = [&](const Trial& trial) { trials.push_back(trial); };
@@ -80,7 +80,7 @@ TEST_CASE("auto_quantize: the smallest that was tried within the loss, each tens
   {
     AutoOptions loose = options;
     loose.max_loss = 100;
-    AutoQuantizer(f.file, f.model, calibration, f.text, judge, *f.tokenizer, f.text, loose).Search();
+    AutoQuantizer(f.file, f.model, nullptr, f.text, judge, loose).Search();
     REQUIRE(trials.size() == 3);
     CHECK(trials[0].recipe == "Q4_0, plain rounding");
     CHECK(trials[2].file_bytes < trials[1].file_bytes);
@@ -91,8 +91,8 @@ TEST_CASE("auto_quantize: the smallest that was tried within the loss, each tens
   REQUIRE(high > low);
   options.max_loss = low + 0.4 * (high - low);
   trials.clear();
-  AutoQuantizer quantizer(f.file, f.model, calibration, f.text, judge, *f.tokenizer, f.text, options);
-  const std::vector<DType> types = quantizer.Search();
+  AutoQuantizer quantizer(f.file, f.model, nullptr, f.text, judge, options);
+  const auto& [types, bytes] = quantizer.Search();
   CHECK(trials.size() > 3);
   uint64_t smallest = UINT64_MAX;
   for (const Trial& trial : trials)
@@ -100,12 +100,21 @@ TEST_CASE("auto_quantize: the smallest that was tried within the loss, each tens
       smallest = std::min(smallest, trial.file_bytes);
   CHECK(PlannedBytes(f.file, types) == smallest);
   CHECK(smallest < trials[1].file_bytes);
+  // Narrow from some layer on, of rows as long.
+  for (const int64_t k : {64, 256}) {
+    std::vector<double> bits;
+    for (const Weight& weight : f.model.weights)
+      if (weight.matrix && weight.k == k && weight.tensor->name != "token_embd.weight")
+        bits.push_back(BitsPerWeight(types[static_cast<size_t>(weight.tensor - f.file.tensors().data())]));
+    CHECK(bits.size() > 1);
+    CHECK(std::is_sorted(bits.rbegin(), bits.rend()));
+  }
   for (size_t i = 0; i < types.size(); ++i) {
     const Tensor& tensor = f.file.tensors()[i];
     if (tensor.ne[1] == 1)
       CHECK(types[i] == tensor.type);
     else
-      CHECK(quantizer.Encoded(i).size() ==
+      CHECK(bytes[i].size() ==
             static_cast<size_t>(tensor.ne[0] / Info(types[i]).block * Info(types[i]).block_bytes * tensor.ne[1]));
   }
 }
@@ -113,8 +122,7 @@ TEST_CASE("auto_quantize: the smallest that was tried within the loss, each tens
 TEST_CASE("auto_quantize: where nothing is good enough, it says what 8 bits lose") {
   Fixture f;
   const Judge judge(f.engine, *f.tokenizer, f.unseen, kContext);
-  const Calibration calibration(f.model, f.engine, f.text, kContext, false);
-  AutoQuantizer quantizer(f.file, f.model, calibration, f.text, judge, *f.tokenizer, f.text,
+  AutoQuantizer quantizer(f.file, f.model, nullptr, f.text, judge,
                           {.max_loss = -0.5, .n_ctx = kContext, .n_threads = 2});
   CHECK_THROWS_WITH_AS(quantizer.Search(), doctest::Contains("even 8 bits lose"), Error);
 }

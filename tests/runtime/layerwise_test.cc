@@ -15,39 +15,32 @@ namespace thermocline {
 namespace {
 
 constexpr int kContext = 64;
-using Encoding = std::vector<std::vector<uint8_t>>;
 
 struct Subject {
   explicit Subject(const TinyOptions& options) : file(TinyModel(options).Open()) {}
 
   bool tied() const { return file.FindTensor("output.weight") == nullptr; }
   std::vector<DType> Types(DType type) const { return PlanTypes(file, model, type, true).types; }
-  Encoding Layerwise(std::span<const DType> types, std::span<const TokenId> tokens, int n_threads = 2) {
-    const Feedback* embedding = tied() ? calibration.Find(model.program.ops[0].weight) : nullptr;
-    return EncodeLayerwise(file, model, types, embedding, tokens, kContext, n_threads);
+  Encoding Layerwise(const std::vector<DType>& types, std::span<const TokenId> tokens, int n_threads = 2,
+                     const Encoding* known = nullptr) {
+    const Feedback embedding = FeedbackOfInputs(model, model.program.ops[0].weight, engine, text, kContext);
+    return EncodeLayerwise(file, model, types, tied() ? &embedding : nullptr, tokens, kContext, n_threads, known);
   }
-  Encoding Apart(std::span<const DType> types) {
-    Encoding bytes(types.size());
+  Encoding Apart(const std::vector<DType>& types) {
+    Encoding encoding{types, std::vector<std::vector<uint8_t>>(types.size())};
     Team team(2);
     for (size_t id = 0; id < model.weights.size(); ++id) {
       const Tensor& tensor = *model.weights[id].tensor;
       const auto i = static_cast<size_t>(&tensor - file.tensors().data());
-      if (types[i] != tensor.type)
-        bytes[i] = EncodeTensor(file, tensor, types[i], calibration.Find(static_cast<WeightId>(id)), team);
+      if (types[i] == tensor.type) continue;
+      const Feedback feedback = FeedbackOfInputs(model, static_cast<WeightId>(id), engine, text, kContext);
+      encoding.bytes[i] = EncodeTensor(file, tensor, types[i], &feedback, team);
     }
-    return bytes;
+    return encoding;
   }
-  double Kl(std::span<const DType> types, const Encoding& bytes, std::span<const TokenId> unseen) {
-    std::vector<Tensor> tensors = file.tensors();
-    for (size_t i = 0; i < types.size(); ++i) {
-      if (bytes[i].empty()) continue;
-      tensors[i].type = types[i];
-      tensors[i].data = bytes[i].data();
-      tensors[i].bytes = bytes[i].size();
-    }
-    Model rounded = model;
-    for (Weight& weight : rounded.weights)
-      weight.tensor = &tensors[static_cast<size_t>(weight.tensor - file.tensors().data())];
+  double Kl(const Encoding& encoding, std::span<const TokenId> unseen) {
+    std::vector<Tensor> tensors;
+    const Model rounded = WithTensors(file, model, encoding, tensors);
     Engine other(file, rounded, {.n_ctx = kContext, .n_threads = 2});
     return Judge(engine, *tokenizer, unseen, kContext).Measure(other).kl;
   }
@@ -57,7 +50,6 @@ struct Subject {
   std::unique_ptr<Tokenizer> tokenizer = Tokenizer::FromGguf(file);
   Engine engine{file, model, {.n_ctx = kContext, .n_threads = 2}};
   std::vector<TokenId> text = SomeTokens(2048, 1);
-  Calibration calibration{model, engine, text, kContext, true};
 };
 
 }  // namespace
@@ -74,8 +66,8 @@ TEST_CASE("layerwise: nearer to the source than each matrix for itself, in every
     Subject subject(options);
     const std::vector<DType> types = subject.Types(DType::kQ4_0);
     const std::vector<TokenId> unseen = SomeTokens(1024, 2);
-    const double kl = subject.Kl(types, subject.Layerwise(types, subject.text), unseen);
-    const double kl_apart = subject.Kl(types, subject.Apart(types), unseen);
+    const double kl = subject.Kl(subject.Layerwise(types, subject.text), unseen);
+    const double kl_apart = subject.Kl(subject.Apart(types), unseen);
     CAPTURE(kl);
     CAPTURE(kl_apart);
     CHECK(kl < 0.95 * kl_apart);
@@ -86,13 +78,13 @@ TEST_CASE("layerwise: what comes before all rounding is encoded as for itself; w
   Subject subject({.type = DType::kF32, .tied = false});
   std::vector<DType> types;
   for (const Tensor& tensor : subject.file.tensors()) types.push_back(tensor.type);
-  for (const std::vector<uint8_t>& bytes : subject.Layerwise(types, subject.text)) CHECK(bytes.empty());
+  for (const std::vector<uint8_t>& bytes : subject.Layerwise(types, subject.text).bytes) CHECK(bytes.empty());
   const auto index = [&](const char* name) {
     return static_cast<size_t>(subject.file.FindTensor(name) - subject.file.tensors().data());
   };
   const size_t first = index("blk.0.attn_q.weight"), last = index("blk.1.ffn_down.weight");
   types[first] = types[last] = DType::kQ4_0;
-  const Encoding in_order = subject.Layerwise(types, subject.text), apart = subject.Apart(types);
+  const auto in_order = subject.Layerwise(types, subject.text).bytes, apart = subject.Apart(types).bytes;
   CHECK(in_order[first] == apart[first]);
   CHECK(in_order[last] != apart[last]);
   for (size_t i = 0; i < types.size(); ++i) CHECK(in_order[i].empty() == (i != first && i != last));
@@ -103,6 +95,23 @@ TEST_CASE("layerwise: the same bytes for any number of threads") {
   const std::vector<DType> types = subject.Types(DType::kIQ4_NL);
   const std::span text = std::span(subject.text).first(200);  // no whole number of chunks
   CHECK(subject.Layerwise(types, text, 1) == subject.Layerwise(types, text, 2));
+}
+
+TEST_CASE("layerwise: the same bytes from others that are known up to somewhere") {
+  for (const bool tied : {false, true}) {
+    CAPTURE(tied);
+    Subject subject({.type = DType::kF32, .tied = tied});
+    const std::vector<DType> narrow = subject.Types(DType::kQ4_0), wide = subject.Types(DType::kQ5_0);
+    const Encoding known = subject.Layerwise(wide, subject.text);
+    for (size_t first = 0; first < narrow.size(); ++first) {
+      if (narrow[first] == subject.file.tensors()[first].type) continue;
+      CAPTURE(first);
+      std::vector<DType> types = wide;
+      std::copy(narrow.begin() + static_cast<std::ptrdiff_t>(first), narrow.end(),
+                types.begin() + static_cast<std::ptrdiff_t>(first));
+      CHECK(subject.Layerwise(types, subject.text, 2, &known) == subject.Layerwise(types, subject.text));
+    }
+  }
 }
 
 TEST_CASE("layerwise: activations that are no numbers are an error") {
