@@ -19,17 +19,17 @@ constexpr int kMaxMixtures = 7;
 // Two files nearer than this are the same size.
 constexpr double kSizeTolerance = 0.004;
 
-// Of choices of a tensor, those that lower its error the most per byte, from the fewest bytes on: the lower convex
-// hull.
+// Of choices by rising size, those that lower the error the most per byte: the lower convex hull, with the widest.
 template <typename Choice>
-std::vector<Choice> Hull(std::vector<Choice> choices) {
-  std::ranges::sort(choices, {}, [](const Choice& choice) { return std::pair(choice.bytes, choice.error); });
+std::vector<Choice> Hull(const std::vector<Choice>& choices) {
   const auto gain = [](const Choice& a, const Choice& b) {
     return (a.error - b.error) / static_cast<double>(b.bytes - a.bytes);
   };
   std::vector<Choice> hull;
   for (const Choice& choice : choices) {
-    if (!hull.empty() && (choice.bytes == hull.back().bytes || choice.error >= hull.back().error)) continue;
+    const bool is_widest = choice.bytes == choices.back().bytes;
+    if (!hull.empty() && (choice.bytes == hull.back().bytes || (choice.error >= hull.back().error && !is_widest)))
+      continue;
     while (hull.size() > 1 && gain(hull.back(), choice) >= gain(hull[hull.size() - 2], hull.back())) hull.pop_back();
     hull.push_back(choice);
   }
@@ -50,11 +50,13 @@ AutoQuantizer::AutoQuantizer(const GgufFile& file, const Model& model, const Fee
   ListCandidates();
   if (candidates_.empty()) throw Error("{}: nothing to do: no matrix has more bits than Q4_0 already", file.path());
   MeasureErrors();
+  ChooseLevels();
 }
 
 void AutoQuantizer::ListCandidates() {
   for (const Weight& weight : model_.weights) {
-    if (!weight.matrix) continue;
+    // Learned positions stay, as with --type.
+    if (!weight.matrix || &weight - model_.weights.data() == model_.program.ops[0].positions) continue;
     const Tensor& tensor = *weight.tensor;
     Candidate candidate = {
         .tensor = static_cast<size_t>(&tensor - file_.tensors().data()), .n = weight.n, .k = weight.k, .levels{}};
@@ -102,9 +104,35 @@ void AutoQuantizer::MeasureErrors() {
         for (size_t j = 0; j < values.size(); ++j) error += (double{sample[j]} - values[j]) * (sample[j] - values[j]);
         choice.error = squares > 0 ? error / squares * static_cast<double>(candidate.n * candidate.k) : 0;
       }
-      candidate.levels = Hull(std::move(candidate.levels));
     });
   });
+}
+
+// The same for all that have the same choices, so that a level is one type.
+void AutoQuantizer::ChooseLevels() {
+  std::map<std::vector<DType>, std::vector<Candidate*>> alike;
+  for (Candidate& candidate : candidates_) {
+    std::vector<DType> types;
+    for (const Choice& choice : candidate.levels) types.push_back(choice.type);
+    alike[types].push_back(&candidate);
+  }
+  for (const auto& [types, members] : alike) {
+    std::vector<Choice> sums;
+    for (size_t i = 0; i < types.size(); ++i) {
+      sums.push_back({types[i], 0, 0});
+      for (const Candidate* member : members) {
+        sums[i].bytes += member->levels[i].bytes;
+        sums[i].error += member->levels[i].error;
+      }
+    }
+    std::ranges::sort(sums, {}, [](const Choice& choice) { return std::pair(choice.bytes, choice.error); });
+    const std::vector<Choice> hull = Hull(sums);
+    for (Candidate* member : members) {
+      std::vector<Choice> levels;
+      for (const Choice& level : hull) levels.push_back(*std::ranges::find(member->levels, level.type, &Choice::type));
+      member->levels = std::move(levels);
+    }
+  }
 }
 
 // What it costs is measured, as nothing before it is rounded and what reads it has one row of it at a time: that KL is
@@ -121,14 +149,14 @@ void AutoQuantizer::WeighEmbedding(std::span<const DType> narrow, double narrow_
   const double kl = std::max(judge_.Measure(*MakeEngine(alone)).kl, 0.0), error = embedding->levels.front().error;
   double others = -error;
   for (const Candidate& candidate : candidates_) others += candidate.levels.front().error;
-  if (!(error > 0) || !(others > 0) || narrow_kl <= kl) return;
-  const double weight = kl / error * others / (narrow_kl - kl);
+  if (!(error > 0) || !(others > 0) || !(narrow_kl > 0)) return;
+  const double weight = kl / error * others / std::max(narrow_kl - kl, 0.1 * narrow_kl);
   for (Choice& choice : embedding->levels) choice.error *= weight;
   if (weight < 1) std::rotate(candidates_.begin(), embedding, embedding + 1);
 }
 
 // All from their widest level down, a level at a time.
-void AutoQuantizer::PlanSteps() {
+void AutoQuantizer::PlanNarrowings() {
   size_t n_levels = 0;
   for (const Candidate& candidate : candidates_) n_levels = std::max(n_levels, candidate.levels.size());
   double error = 0;
@@ -136,7 +164,7 @@ void AutoQuantizer::PlanSteps() {
     for (const Candidate& candidate : candidates_) {
       if (level + 1 >= candidate.levels.size()) continue;
       error += candidate.levels[level].error - candidate.levels[level + 1].error;
-      steps_.push_back({candidate.tensor, candidate.levels[level].type, error});
+      narrowings_.push_back({candidate.tensor, candidate.levels[level].type, error});
     }
 }
 
@@ -155,10 +183,10 @@ std::vector<DType> AutoQuantizer::Uniform(DType type) const {
   return types;
 }
 
-std::vector<DType> AutoQuantizer::TypesAfter(size_t n_steps) const {
+std::vector<DType> AutoQuantizer::TypesAfter(size_t n_narrowed) const {
   std::vector<DType> types = OwnTypes();
   for (const Candidate& candidate : candidates_) types[candidate.tensor] = candidate.levels.back().type;
-  for (const Step& step : std::span(steps_).first(n_steps)) types[step.tensor] = step.type;
+  for (const Narrowing& narrowing : std::span(narrowings_).first(n_narrowed)) types[narrowing.tensor] = narrowing.type;
   return types;
 }
 
@@ -185,15 +213,16 @@ Encoding AutoQuantizer::EncodePlain(std::vector<DType> types) {
 }
 
 Encoding AutoQuantizer::EncodeInOrder(std::vector<DType> types, const Encoding* known) {
-  return EncodeLayerwise(file_, model_, std::move(types), embedding_, text_, options_.n_ctx, options_.n_threads, known);
+  return EncodeLayerwise(file_, model_, std::move(types), embedding_, text_, options_.n_ctx, team_, known);
 }
 
-std::unique_ptr<Engine> AutoQuantizer::MakeEngine(const Encoding& encoding) const {
+std::unique_ptr<Engine> AutoQuantizer::MakeEngine(const Encoding& encoding) {
   std::vector<Tensor> tensors;
   const Model model = WithTensors(file_, model_, encoding, tensors);
   EngineOptions options;
   options.n_ctx = options_.n_ctx;
-  options.n_threads = options_.n_threads;
+  options.n_threads = team_.size();
+  options.team = &team_;
   return std::make_unique<Engine>(file_, model, options);
 }
 
@@ -205,7 +234,7 @@ Trial AutoQuantizer::Try(std::string recipe, const Encoding& encoding) {
 
 const Encoding& AutoQuantizer::Search() {
   Try("Q4_0, plain rounding", EncodePlain(Uniform(DType::kQ4_0)));
-  best_ = EncodePlain(TypesAfter(0));
+  best_ = EncodePlain(Uniform(DType::kQ8_0));
   const Trial widest = Try("Q8_0, plain rounding", best_);
   if (widest.judgement.loss > options_.max_loss)
     throw Error("even 8 bits lose {:.3f} % of perplexity on this text, more than {:.3f} %: allow a larger --max-loss",
@@ -216,27 +245,28 @@ const Encoding& AutoQuantizer::Search() {
   const Trial narrowest = Try(Shares(encoding.types), encoding);
   if (narrowest.judgement.loss <= options_.max_loss) return best_ = std::move(encoding);
   WeighEmbedding(encoding.types, narrowest.judgement.kl);
-  PlanSteps();
-  if (steps_.empty()) return best_;
+  PlanNarrowings();
+  if (narrowings_.empty()) return best_;
 
   // Loss grows with the error; the bracket closes by linear interpolation, a little to the safe side.
   struct End {
-    size_t n_steps;
+    size_t n_narrowed;
     double error, loss, bytes;
   };
   End good{0, 0, widest.judgement.loss, static_cast<double>(widest.file_bytes)};
-  End bad{steps_.size(), steps_.back().error, narrowest.judgement.loss, static_cast<double>(narrowest.file_bytes)};
+  End bad{narrowings_.size(), narrowings_.back().error, narrowest.judgement.loss,
+          static_cast<double>(narrowest.file_bytes)};
   const Encoding* known = nullptr;
   for (int i = 0; i < kMaxMixtures && good.bytes - bad.bytes > kSizeTolerance * good.bytes; ++i) {
     const double part = std::clamp((options_.max_loss - good.loss) / (bad.loss - good.loss), 0.08, 0.92);
     const double error = good.error + 0.97 * part * (bad.error - good.error);
-    size_t n_steps = good.n_steps + 1;
-    while (n_steps + 1 < bad.n_steps && steps_[n_steps].error <= error) ++n_steps;
-    if (n_steps >= bad.n_steps) break;
-    encoding = EncodeInOrder(TypesAfter(n_steps), known);
+    size_t n_narrowed = good.n_narrowed + 1;
+    while (n_narrowed + 1 < bad.n_narrowed && narrowings_[n_narrowed].error <= error) ++n_narrowed;
+    if (n_narrowed >= bad.n_narrowed) break;
+    encoding = EncodeInOrder(TypesAfter(n_narrowed), known);
     const Trial trial = Try(Shares(encoding.types), encoding);
     const bool within = trial.judgement.loss <= options_.max_loss;
-    (within ? good : bad) = {n_steps, steps_[n_steps - 1].error, trial.judgement.loss,
+    (within ? good : bad) = {n_narrowed, narrowings_[n_narrowed - 1].error, trial.judgement.loss,
                              static_cast<double>(trial.file_bytes)};
     if (!within) continue;
     best_ = std::move(encoding);

@@ -30,10 +30,10 @@ struct AutoOptions {
 };
 
 // Tries, each judged on the held-out text: Q4_0 and Q8_0 by plain rounding; all as narrow as can be; and mixtures of
-// neighbouring levels, a level being the same type for all, up to what divides their rows. What is narrow and mixtures
-// are encoded layer by layer (runtime/layerwise.h), which makes a bit more worth as much in one tensor as in another,
-// but for the embedding, whose worth is measured. So a mixture is narrow from some layer on: what stands before that is
-// encoded once for all of them.
+// neighbouring levels, a level being the same type for all whose rows it divides. What is narrow and mixtures are
+// encoded layer by layer (runtime/layerwise.h), which makes a bit more worth as much in one tensor as in another, but
+// for the embedding, whose worth is measured. So a mixture is narrow from some layer on: what stands before that is as
+// in the wider ones, and need not be encoded again.
 class AutoQuantizer {
  public:
   // `embedding`, `text`: as of EncodeLayerwise. The judge's reference is the model of `file`.
@@ -54,7 +54,7 @@ class AutoQuantizer {
     int64_t n, k;
     std::vector<Choice> levels;  // from the narrowest on
   };
-  struct Step {  // from a wider mixture to a narrower one
+  struct Narrowing {  // of one tensor, from one mixture to the next
     size_t tensor;
     DType type;
     double error;  // of the mixture behind it over the widest one's
@@ -63,15 +63,16 @@ class AutoQuantizer {
   void ListCandidates();
   std::vector<float> Sample(const Candidate& candidate) const;  // rows spread over the tensor
   void MeasureErrors();                                         // of each choice
+  void ChooseLevels();
   void WeighEmbedding(std::span<const DType> narrow, double narrow_kl);
-  void PlanSteps();
+  void PlanNarrowings();
   std::vector<DType> OwnTypes() const;  // as in the file
   std::vector<DType> Uniform(DType type) const;
-  std::vector<DType> TypesAfter(size_t n_steps) const;
+  std::vector<DType> TypesAfter(size_t n_narrowed) const;
   std::string Shares(std::span<const DType> types) const;
   Encoding EncodePlain(std::vector<DType> types);
   Encoding EncodeInOrder(std::vector<DType> types, const Encoding* known);
-  std::unique_ptr<Engine> MakeEngine(const Encoding& encoding) const;
+  std::unique_ptr<Engine> MakeEngine(const Encoding& encoding);
   Trial Try(std::string recipe, const Encoding& encoding);
 
   const GgufFile& file_;
@@ -82,7 +83,7 @@ class AutoQuantizer {
   const AutoOptions options_;
   Team team_;
   std::vector<Candidate> candidates_;  // in the order in which they become narrow
-  std::vector<Step> steps_;
+  std::vector<Narrowing> narrowings_;
   Encoding best_;
 };
 

@@ -9,6 +9,11 @@
 #include "runtime/progress.h"
 
 namespace thermocline {
+namespace {
+
+constexpr int kCalibrationRows = 128;  // of one step
+
+}  // namespace
 
 // Of the mean diagonal. Second moments of k columns from n tokens are too sure of their small directions. On SmolLM2,
 // its hidden state rotated, all of it in IQ4_NL and learned from 7690 tokens, the KL on 1020 predictions of other text

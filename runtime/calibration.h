@@ -11,9 +11,7 @@
 
 namespace thermocline {
 
-// Rows of one step, whose inputs are kept until they are summed up; rows of a second moment that one member sums up at
-// a time.
-inline constexpr int kCalibrationRows = 128;
+// Rows of a second moment that one member sums up at a time.
 inline constexpr int64_t kGramRows = 48;
 
 // For FactorFeedback, of second moments of k columns from so many tokens.

@@ -111,6 +111,7 @@ Engine::Impl::Impl(const GgufFile& file, const Model& model, const EngineOptions
       n_ctx(ChooseContext(model, options)),
       path(file.path()),
       in_use(options.max_sequences) {
+  CHECK(team.size() >= std::max(n_threads, n_threads_batch));
   if (options.device.device) identity = file.Identity();
   Load(file, model);
   this->options.load.on_load = {};  // whoever watches has gone when the weights are loaded once more

@@ -22,8 +22,7 @@ class Judge {
  public:
   // Scores at most as many chunks as fit into the memory that predictions may take. Throws Error when the tokens fill
   // no chunk or the model's output is no number.
-  Judge(Engine& reference, const Tokenizer& tokenizer, std::span<const TokenId> tokens, int n_ctx,
-        RowKind kind = RowKind::kPrompt);
+  Judge(Engine& reference, const Tokenizer& tokenizer, std::span<const TokenId> tokens, int n_ctx, RowKind kind);
 
   Judgement Measure(Engine& engine) const;
   double reference_perplexity() const;

@@ -114,7 +114,7 @@ class Slice {
 class Encoder {
  public:
   Encoder(const GgufFile& file, const Model& model, std::vector<DType> types, const Feedback* embedding,
-          std::span<const TokenId> tokens, int n_ctx, int n_threads, const Encoding* known)
+          std::span<const TokenId> tokens, int n_ctx, Team& team, const Encoding* known)
       : file_(file),
         model_(model),
         types_(std::move(types)),
@@ -122,7 +122,7 @@ class Encoder {
         known_(known),
         tokens_(tokens),
         ops_(VectorOpsFor(ChooseIsa())),
-        team_(n_threads),
+        team_(team),
         options_{.n_ctx = n_ctx, .n_threads = team_.size(), .team = &team_},
         rounded_(file.tensors()),
         bytes_(file.tensors().size()) {
@@ -133,11 +133,9 @@ class Encoder {
     const std::span ops = model_.program.ops;
     CHECK(ops[0].kind == OpKind::kEmbed);
     Progress progress("quantizing", "");
-    for (const WeightId id : {ops[0].weight, ops[0].positions}) {
-      if (id < 0) continue;
-      TakeKnown(id);
-      EncodeWeight(id, id == ops[0].weight ? embedding_ : nullptr, nullptr);
-    }
+    CHECK(ops[0].positions < 0 || !IsToBeEncoded(ops[0].positions));
+    TakeKnown(ops[0].weight);
+    EncodeWeight(ops[0].weight, embedding_, nullptr);
     for (const int side : {kSource, kRounded}) Advance(side, ops.first(1), tokens_, true);
     for (size_t begin = 1, end = 0; begin < ops.size(); begin = end) {
       for (end = begin + 1; end < ops.size() && !BeginsBlock(ops[end]);) ++end;
@@ -290,7 +288,7 @@ class Encoder {
   const Encoding* known_;  // null from where something differs
   const std::span<const TokenId> tokens_;
   const VectorOps& ops_;
-  Team team_;
+  Team& team_;
   const EngineOptions options_;
   std::vector<Tensor> rounded_;              // the file's, as far as they have been encoded
   std::vector<std::vector<uint8_t>> bytes_;  // by tensor
@@ -315,8 +313,8 @@ Model WithTensors(const GgufFile& file, const Model& model, const Encoding& enco
 }
 
 Encoding EncodeLayerwise(const GgufFile& file, const Model& model, std::vector<DType> types, const Feedback* embedding,
-                         std::span<const TokenId> tokens, int n_ctx, int n_threads, const Encoding* known) {
-  return Encoder(file, model, std::move(types), embedding, tokens, n_ctx, n_threads, known).Encode();
+                         std::span<const TokenId> tokens, int n_ctx, Team& team, const Encoding* known) {
+  return Encoder(file, model, std::move(types), embedding, tokens, n_ctx, team, known).Encode();
 }
 
 }  // namespace thermocline

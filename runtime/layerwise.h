@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "cpu/team.h"
 #include "models/model.h"
 #include "models/tokenizer.h"
 #include "runtime/calibration.h"
@@ -29,6 +30,6 @@ Model WithTensors(const GgufFile& file, const Model& model, const Encoding& enco
 // tokens with other types, or null; up to the first that differs, bytes are taken from there. Throws Error where an
 // input is no number, or memory does not suffice.
 Encoding EncodeLayerwise(const GgufFile& file, const Model& model, std::vector<DType> types, const Feedback* embedding,
-                         std::span<const TokenId> tokens, int n_ctx, int n_threads, const Encoding* known = nullptr);
+                         std::span<const TokenId> tokens, int n_ctx, Team& team, const Encoding* known = nullptr);
 
 }  // namespace thermocline

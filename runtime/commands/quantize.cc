@@ -90,13 +90,11 @@ std::vector<TokenId> ReadTokens(const Tokenizer& tokenizer, const std::string& p
 
 int Context(const Model& model) { return std::min(kCalibrationContext, model.config.n_ctx_train); }
 
-// Of the embedding, where it is the head as well.
-std::optional<Feedback> TiedFeedback(const GgufFile& file, const Model& model, std::span<const TokenId> tokens,
-                                     int n_ctx, int n_threads) {
+// Of the embedding, where it is the head as well. `engine` holds the model.
+std::optional<Feedback> TiedFeedback(const Model& model, Engine& engine, std::span<const TokenId> tokens) {
   const WeightId embedding = model.program.ops[0].weight;
   if (model.program.ops.back().projections[0].weight != embedding) return std::nullopt;
-  const auto engine = LoadEngine(file, model, {.n_ctx = n_ctx, .n_threads = n_threads});
-  return FeedbackOfInputs(model, embedding, *engine, tokens, n_ctx);
+  return FeedbackOfInputs(model, embedding, engine, tokens, engine.n_ctx());
 }
 
 void ShowTrial(const Trial& trial) {
@@ -122,8 +120,8 @@ void WriteAuto(const GgufFile& file, const Model& model, const Request& request,
   auto engine = LoadEngine(file, model, {.n_ctx = n_ctx, .n_threads = request.n_threads});
   // In prompt rows, roundings of activations to 8 bits would be blamed on the weights: a tenth of what may be lost.
   const Judge judge(*engine, *tokenizer, unseen, n_ctx, RowKind::kGenerated);
+  const auto tied = TiedFeedback(model, *engine, text);
   engine.reset();
-  const auto tied = TiedFeedback(file, model, text, n_ctx, request.n_threads);
   WriteOut(fmt::format("learned from {} tokens, judged by {} unseen predictions\n\n{:>10}  {:>10}  {:<19}  {:>8}  {}\n",
                        text.size(), judge.n_scored(), "file", "perplexity", "    loss", "KL", "recipe"));
   WriteOut(fmt::format("{:>10}  {:>10.4f}  {:<19}  {:>8}  {}\n", HumanBytes(static_cast<double>(file.file_bytes())),
@@ -144,9 +142,10 @@ void WriteTyped(const GgufFile& file, const Model& model, const Request& request
     const auto tokens = ReadTokens(*Tokenizer::FromGguf(file), *request.text);
     const int n_ctx = Context(model);
     if (tokens.empty()) throw Error("{}: there is no text in it to learn from", TerminalSafe(*request.text));
-    const auto tied = TiedFeedback(file, model, tokens, n_ctx, request.n_threads);
-    const auto encoded =
-        EncodeLayerwise(file, model, plan.types, tied ? &*tied : nullptr, tokens, n_ctx, request.n_threads);
+    const auto tied =
+        TiedFeedback(model, *LoadEngine(file, model, {.n_ctx = n_ctx, .n_threads = request.n_threads}), tokens);
+    Team team(request.n_threads);
+    const auto encoded = EncodeLayerwise(file, model, plan.types, tied ? &*tied : nullptr, tokens, n_ctx, team);
     WriteQuantized(
         file, plan.types, [&](size_t i) { return encoded.bytes[i]; }, out);
     return;

@@ -432,7 +432,7 @@ TEST_CASE("float_gemv equals the reference for every type, and a row does not de
 TEST_CASE("add_outer_products equals the reference") {
   ForEach({1, 7, 8, 15, 16, 17, 31, 33, 64, 100}, [](const VectorOps& ops, int n, Flush flush) {
     for (int m : {0, 1, 3, 4, 6, 7, 13})
-      for (int n_products : {0, 1, 2, 40}) {
+      for (int n_products : {0, 1, 2, 40, 128, 301}) {
         CAPTURE(m);
         CAPTURE(n_products);
         Random random(n + m);

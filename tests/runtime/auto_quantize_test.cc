@@ -7,6 +7,7 @@
 #include <random>
 
 #include "models/error.h"
+#include "runtime/calibration.h"
 #include "runtime/perplexity.h"
 #include "runtime/quantizer.h"
 #include "tests/models/tiny_model.h"
@@ -39,7 +40,10 @@ std::vector<TokenId> Sample(Engine& engine, int n, uint32_t seed) {
 
 struct Fixture {
   // Rows of 64 and 256 weights; an embedding that is not the head.
-  GgufFile file = TinyModel({.type = DType::kF16, .n_ff = 256, .tied = false}).Open();
+  explicit Fixture(const TinyOptions& options = {.type = DType::kF16, .n_ff = 256, .tied = false})
+      : file(TinyModel(options).Open()) {}
+
+  GgufFile file;
   Model model = Model::FromGguf(file);
   std::unique_ptr<Tokenizer> tokenizer = Tokenizer::FromGguf(file);
   Engine engine{file, model, {.n_ctx = kContext, .n_threads = 2}};
@@ -50,7 +54,7 @@ struct Fixture {
 
 TEST_CASE("judge: a model loses nothing against itself, and its perplexity is the measured one") {
   Fixture f;
-  const Judge judge(f.engine, *f.tokenizer, f.unseen, kContext);
+  const Judge judge(f.engine, *f.tokenizer, f.unseen, kContext, RowKind::kPrompt);
   const Judgement same = judge.Measure(f.engine);
   CHECK(same.loss == 0);
   CHECK(same.loss_error == 0);
@@ -59,7 +63,7 @@ TEST_CASE("judge: a model loses nothing against itself, and its perplexity is th
   const auto expected = MeasurePerplexity(f.engine, *f.tokenizer, f.unseen, {.n_ctx = kContext}, {});
   CHECK(same.perplexity == doctest::Approx(expected.running.back()).epsilon(1e-9));
   CHECK(judge.reference_perplexity() == same.perplexity);
-  CHECK_THROWS_WITH_AS(Judge(f.engine, *f.tokenizer, std::span(f.unseen).first(63), kContext),
+  CHECK_THROWS_WITH_AS(Judge(f.engine, *f.tokenizer, std::span(f.unseen).first(63), kContext, RowKind::kPrompt),
                        doctest::Contains("63 tokens, fewer than the 64"), Error);
 
   const GgufFile other_file = TinyModel({.type = DType::kF16, .n_ff = 256, .tied = false, .seed = 2}).Open();
@@ -72,7 +76,7 @@ TEST_CASE("judge: a model loses nothing against itself, and its perplexity is th
 
 TEST_CASE("auto_quantize: the smallest that was tried within the loss, each tensor of its type") {
   Fixture f;
-  const Judge judge(f.engine, *f.tokenizer, f.unseen, kContext);
+  const Judge judge(f.engine, *f.tokenizer, f.unseen, kContext, RowKind::kGenerated);
   std::vector<Trial> trials;
   AutoOptions options{.max_loss = 0.01, .n_ctx = kContext, .n_threads = 2};
   options.on_trial = [&](const Trial& trial) { trials.push_back(trial); };
@@ -83,6 +87,7 @@ TEST_CASE("auto_quantize: the smallest that was tried within the loss, each tens
     AutoQuantizer(f.file, f.model, nullptr, f.text, judge, loose).Search();
     REQUIRE(trials.size() == 3);
     CHECK(trials[0].recipe == "Q4_0, plain rounding");
+    CHECK(trials[1].file_bytes == PlannedBytes(f.file, PlanTypes(f.file, f.model, DType::kQ8_0, true).types));
     CHECK(trials[2].file_bytes < trials[1].file_bytes);
     CHECK(trials[2].judgement.kl < trials[0].judgement.kl);
     CHECK(trials[1].judgement.kl < 0.1 * trials[2].judgement.kl);
@@ -119,9 +124,37 @@ TEST_CASE("auto_quantize: the smallest that was tried within the loss, each tens
   }
 }
 
+TEST_CASE("auto_quantize: an embedding that is the head, and learned positions, which stay") {
+  Fixture f({.arch = "opt", .type = DType::kF16, .n_ff = 256});
+  const Judge judge(f.engine, *f.tokenizer, f.unseen, kContext, RowKind::kGenerated);
+  const Feedback embedding = FeedbackOfInputs(f.model, f.model.program.ops[0].weight, f.engine, f.text, kContext);
+  std::vector<Trial> trials;
+  AutoOptions options{.max_loss = 100, .n_ctx = kContext, .n_threads = 2};
+  options.on_trial = [&](const Trial& trial) { trials.push_back(trial); };
+  const auto own = [&](const char* name) {
+    return static_cast<size_t>(f.file.FindTensor(name) - f.file.tensors().data());
+  };
+  {
+    AutoQuantizer loose(f.file, f.model, &embedding, f.text, judge, options);
+    const auto& [types, bytes] = loose.Search();
+    CHECK(types[own("position_embd.weight")] == DType::kF16);
+    CHECK(BitsPerWeight(types[own("token_embd.weight")]) == 4.5);
+  }
+  REQUIRE(trials.size() == 3);
+  const double low = trials[1].judgement.loss, high = trials[2].judgement.loss;
+  REQUIRE(high > low);
+  options.max_loss = low + 0.4 * (high - low);
+  trials.clear();
+  AutoQuantizer quantizer(f.file, f.model, &embedding, f.text, judge, options);
+  const auto& [types, bytes] = quantizer.Search();
+  CHECK(trials.size() > 3);
+  CHECK(types[own("position_embd.weight")] == DType::kF16);
+  CHECK(PlannedBytes(f.file, types) < trials[1].file_bytes);
+}
+
 TEST_CASE("auto_quantize: where nothing is good enough, it says what 8 bits lose") {
   Fixture f;
-  const Judge judge(f.engine, *f.tokenizer, f.unseen, kContext);
+  const Judge judge(f.engine, *f.tokenizer, f.unseen, kContext, RowKind::kGenerated);
   AutoQuantizer quantizer(f.file, f.model, nullptr, f.text, judge,
                           {.max_loss = -0.5, .n_ctx = kContext, .n_threads = 2});
   CHECK_THROWS_WITH_AS(quantizer.Search(), doctest::Contains("even 8 bits lose"), Error);

@@ -132,6 +132,23 @@ TEST_CASE("engine: prompts and generated rows have thread counts of their own") 
   }
 }
 
+TEST_CASE("engine: two on one team, in turns, each with threads of its own number") {
+  const Loaded loaded("llama_q4_1.gguf");
+  Engine alone(loaded.file, loaded.model, {.n_ctx = 64, .n_threads = 2});
+  const auto expected = test::Feed(alone, alone.NewSequence(), SomeTokens(40), 8);
+  Team team(2);
+  Engine one(loaded.file, loaded.model, {.n_ctx = 64, .n_threads = 1, .team = &team});
+  Engine two(loaded.file, loaded.model, {.n_ctx = 64, .n_threads = 2, .team = &team});
+  CHECK(&one.team() == &team);
+  CHECK(&two.team() == &team);
+  for (int i = 0; i < 3; ++i)
+    for (Engine* engine : {&one, &two}) {
+      const int sequence = engine->NewSequence();
+      CHECK(test::Feed(*engine, sequence, SomeTokens(40), 8) == expected);
+      engine->FreeSequence(sequence);
+    }
+}
+
 TEST_CASE("engine: window layers free their pages, others keep them") {
   const Loaded gemma("gemma3_plain.gguf");
   // 1100 tokens: 18 pages of the one global layer; the window of 24 needs two pages of the six others.

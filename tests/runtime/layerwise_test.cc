@@ -23,8 +23,8 @@ struct Subject {
   std::vector<DType> Types(DType type) const { return PlanTypes(file, model, type, true).types; }
   Encoding Layerwise(const std::vector<DType>& types, std::span<const TokenId> tokens, int n_threads = 2,
                      const Encoding* known = nullptr) {
-    const Feedback embedding = FeedbackOfInputs(model, model.program.ops[0].weight, engine, text, kContext);
-    return EncodeLayerwise(file, model, types, tied() ? &embedding : nullptr, tokens, kContext, n_threads, known);
+    Team team(n_threads);
+    return EncodeLayerwise(file, model, types, tied() ? &head : nullptr, tokens, kContext, team, known);
   }
   Encoding Apart(const std::vector<DType>& types) {
     Encoding encoding{types, std::vector<std::vector<uint8_t>>(types.size())};
@@ -42,7 +42,7 @@ struct Subject {
     std::vector<Tensor> tensors;
     const Model rounded = WithTensors(file, model, encoding, tensors);
     Engine other(file, rounded, {.n_ctx = kContext, .n_threads = 2});
-    return Judge(engine, *tokenizer, unseen, kContext).Measure(other).kl;
+    return Judge(engine, *tokenizer, unseen, kContext, RowKind::kPrompt).Measure(other).kl;
   }
 
   GgufFile file;
@@ -50,6 +50,7 @@ struct Subject {
   std::unique_ptr<Tokenizer> tokenizer = Tokenizer::FromGguf(file);
   Engine engine{file, model, {.n_ctx = kContext, .n_threads = 2}};
   std::vector<TokenId> text = SomeTokens(2048, 1);
+  Feedback head = FeedbackOfInputs(model, model.program.ops[0].weight, engine, text, kContext);  // where it is tied
 };
 
 }  // namespace
@@ -101,17 +102,34 @@ TEST_CASE("layerwise: the same bytes from others that are known up to somewhere"
   for (const bool tied : {false, true}) {
     CAPTURE(tied);
     Subject subject({.type = DType::kF32, .tied = tied});
-    const std::vector<DType> narrow = subject.Types(DType::kQ4_0), wide = subject.Types(DType::kQ5_0);
+    const std::vector<DType> wide = subject.Types(DType::kQ5_0);
     const Encoding known = subject.Layerwise(wide, subject.text);
-    for (size_t first = 0; first < narrow.size(); ++first) {
-      if (narrow[first] == subject.file.tensors()[first].type) continue;
-      CAPTURE(first);
+    for (size_t narrow = 0; narrow < wide.size(); ++narrow) {
+      if (wide[narrow] == subject.file.tensors()[narrow].type) continue;
+      CAPTURE(narrow);
       std::vector<DType> types = wide;
-      std::copy(narrow.begin() + static_cast<std::ptrdiff_t>(first), narrow.end(),
-                types.begin() + static_cast<std::ptrdiff_t>(first));
+      types[narrow] = DType::kQ4_0;
       CHECK(subject.Layerwise(types, subject.text, 2, &known) == subject.Layerwise(types, subject.text));
     }
   }
+}
+
+TEST_CASE("layerwise: what is known is taken as it is, up to the first of another type") {
+  Subject subject({.type = DType::kF32});
+  std::vector<DType> types = subject.Types(DType::kQ5_0);
+  Encoding known = subject.Layerwise(types, subject.text);
+  const auto index = [&](const char* name) {
+    return static_cast<size_t>(subject.file.FindTensor(name) - subject.file.tensors().data());
+  };
+  const size_t before = index("blk.0.ffn_up.weight"), narrow = index("blk.0.ffn_down.weight"),
+               behind = index("blk.1.ffn_up.weight");
+  known.bytes[before][2] ^= 1;
+  known.bytes[behind][2] ^= 1;
+  types[narrow] = DType::kQ4_0;
+  const Encoding encoding = subject.Layerwise(types, subject.text, 2, &known);
+  CHECK(encoding.bytes[before] == known.bytes[before]);
+  CHECK(encoding.bytes[narrow].size() < known.bytes[narrow].size());
+  CHECK(encoding.bytes[behind] != known.bytes[behind]);
 }
 
 TEST_CASE("layerwise: activations that are no numbers are an error") {
