@@ -55,10 +55,10 @@ bool ParseRequest(const Command& command, std::vector<std::string> args, Request
   line.AddPositional("OUT", &request.out, "The GGUF file to write; it appears when it is whole");
   line.AddText("--type", "TYPE", &request.type, "What matrices become: " + TypeNames());
   line.AddFlag("--pure", &request.pure, "Embedding and output head become that type too, not one step wider");
-  line.AddText("--text", "FILE", &request.text,
-               "A text like those the model will meet, better of 30,000 tokens than of 8,000: what it does to the "
-               "model decides which "
-               "errors matter");
+  line.AddText(
+      "--text", "FILE", &request.text,
+      "A text like those the model will meet, better of 30,000 tokens than of 8,000: what it does to the model "
+      "decides which errors matter");
   line.AddText(
       "--heat", "FILE", &request.heat,
       "What `profile` learned of IN: neurons are written hottest first, so that a device can hold the first ones "
@@ -90,11 +90,13 @@ std::vector<TokenId> ReadTokens(const Tokenizer& tokenizer, const std::string& p
 
 int Context(const Model& model) { return std::min(kCalibrationContext, model.config.n_ctx_train); }
 
-// Of the embedding, where it is the head as well. `engine` holds the model.
-std::optional<Feedback> TiedFeedback(const Model& model, Engine& engine, std::span<const TokenId> tokens) {
-  const WeightId embedding = model.program.ops[0].weight;
-  if (model.program.ops.back().projections[0].weight != embedding) return std::nullopt;
-  return FeedbackOfInputs(model, embedding, engine, tokens, engine.n_ctx());
+// Whether the head is the embedding.
+bool IsTied(const Model& model) {
+  return model.program.ops.back().projections[0].weight == model.program.ops[0].weight;
+}
+
+Feedback EmbeddingFeedback(const Model& model, Engine& engine, std::span<const TokenId> tokens) {
+  return FeedbackOfInputs(model, model.program.ops[0].weight, engine, tokens, engine.n_ctx());
 }
 
 void ShowTrial(const Trial& trial) {
@@ -120,14 +122,15 @@ void WriteAuto(const GgufFile& file, const Model& model, const Request& request,
   auto engine = LoadEngine(file, model, {.n_ctx = n_ctx, .n_threads = request.n_threads});
   // In prompt rows, roundings of activations to 8 bits would be blamed on the weights: a tenth of what may be lost.
   const Judge judge(*engine, *tokenizer, unseen, n_ctx, RowKind::kGenerated);
-  const auto tied = TiedFeedback(model, *engine, text);
+  std::optional<Feedback> embedding;
+  if (IsTied(model)) embedding = EmbeddingFeedback(model, *engine, text);
   engine.reset();
   WriteOut(fmt::format("learned from {} tokens, judged by {} unseen predictions\n\n{:>10}  {:>10}  {:<19}  {:>8}  {}\n",
                        text.size(), judge.n_scored(), "file", "perplexity", "    loss", "KL", "recipe"));
   WriteOut(fmt::format("{:>10}  {:>10.4f}  {:<19}  {:>8}  {}\n", HumanBytes(static_cast<double>(file.file_bytes())),
                        judge.reference_perplexity(), "", "", "the source"));
   AutoQuantizer quantizer(
-      file, model, tied ? &*tied : nullptr, text, judge,
+      file, model, embedding ? &*embedding : nullptr, text, judge,
       {.max_loss = request.max_loss, .n_ctx = n_ctx, .n_threads = request.n_threads, .on_trial = ShowTrial});
   const Encoding& found = quantizer.Search();
   WriteOut("\n");
@@ -142,10 +145,13 @@ void WriteTyped(const GgufFile& file, const Model& model, const Request& request
     const auto tokens = ReadTokens(*Tokenizer::FromGguf(file), *request.text);
     const int n_ctx = Context(model);
     if (tokens.empty()) throw Error("{}: there is no text in it to learn from", TerminalSafe(*request.text));
-    const auto tied =
-        TiedFeedback(model, *LoadEngine(file, model, {.n_ctx = n_ctx, .n_threads = request.n_threads}), tokens);
+    std::optional<Feedback> embedding;
+    if (IsTied(model))
+      embedding =
+          EmbeddingFeedback(model, *LoadEngine(file, model, {.n_ctx = n_ctx, .n_threads = request.n_threads}), tokens);
     Team team(request.n_threads);
-    const auto encoded = EncodeLayerwise(file, model, plan.types, tied ? &*tied : nullptr, tokens, n_ctx, team);
+    const auto encoded =
+        EncodeLayerwise(file, model, plan.types, embedding ? &*embedding : nullptr, tokens, n_ctx, team);
     WriteQuantized(
         file, plan.types, [&](size_t i) { return encoded.bytes[i]; }, out);
     return;

@@ -88,7 +88,7 @@ TEST_CASE("calibration: with feedback, outputs err less") {
   };
   const double plain = error(nullptr), fed = error(&feedback);
   MESSAGE("squared error of the output: plain ", plain, ", with feedback ", fed);
-  CHECK(fed < 0.94 * plain);  // these inputs, of random weights, hardly go together
+  CHECK(fed < 0.9 * plain);  // these inputs, of random weights, hardly go together
 }
 
 }  // namespace thermocline
