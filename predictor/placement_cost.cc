@@ -1,6 +1,7 @@
 #include "predictor/placement_cost.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <optional>
 #include <utility>
@@ -151,13 +152,18 @@ void CountTables(const Model& model, PlacementProblem& problem) {
 }  // namespace
 
 NeuronSeconds::NeuronSeconds(const std::array<double, 3>& measured) : seconds_(measured) {
-  for (size_t i = 1; i < seconds_.size(); ++i) seconds_[i] = std::max(seconds_[i], seconds_[i - 1]);
+  auto& [few, some, most] = seconds_;
+  some = std::max(some, few);
+  most = std::max(most, some);
+  some = std::max(some, most * kShares[1] / kShares[2]);
+  few = std::max(few, some * kShares[0] / kShares[1]);
+  some = std::max(some, std::lerp(few, most, (kShares[1] - kShares[0]) / (kShares[2] - kShares[0])));
 }
 
 double NeuronSeconds::At(double share) const {
   const size_t i = share < kShares[1] ? 0 : 1;
   const double slope = (seconds_[i + 1] - seconds_[i]) / (kShares[i + 1] - kShares[i]);
-  return std::max(0.0, seconds_[i] + slope * (share - kShares[i]));
+  return std::max(0.0, seconds_[i] + slope * (share - kShares[i]));  // roundings aside, never below 0
 }
 
 double CpuSeconds::sum() const {

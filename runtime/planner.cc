@@ -43,24 +43,31 @@ class Variant {
   }
 
   // The fastest placement that fits the device as it will run there, with the rows of a step, which depend on what is
-  // placed: what they took is what the solver leaves free the next time.
-  Plan Solve(const char* name, bool layers_only) const {
+  // placed: what they took is what the solver leaves free the next time. Never slower than `known`, the placement found
+  // for another order, if given: the solver stops a little above the best it could find, here and there at another.
+  Plan Solve(const char* name, bool layers_only, const SolvedPlacement* known = nullptr) const {
     PlacementProblem problem = problem_;
     const int64_t budget = request_.device ? request_.device->free_bytes() : 0;
     int64_t besides = RowBytes();
     std::optional<SolvedPlacement> best;
-    for (int i = 0; budget > besides && i < kMaxRounds; ++i) {
-      problem.device_bytes = budget - besides;
-      SolvedPlacement solved = SolvePlacement(problem, {.layers_only = layers_only, .max_seconds = kRoundSeconds});
+    // False where the CPU cannot hold what the device cannot.
+    const auto consider = [&](SolvedPlacement solved, int64_t* now) {
       solved.placement = AsItRuns(std::move(solved.placement));
       solved.seconds = SecondsPerToken(problem, solved.placement);
-      if (BytesOnCpu(problem, solved.placement) > problem.cpu_bytes) break;  // what the device cannot hold is too much
+      if (BytesOnCpu(problem, solved.placement) > problem.cpu_bytes) return false;
       const int64_t total = BytesFor(solved.placement).total();
-      const int64_t now = total - BytesOnDevice(problem, solved.placement);
+      *now = total - BytesOnDevice(problem, solved.placement);
       if (total <= budget && (!best || solved.seconds < best->seconds)) best = std::move(solved);
-      if (now == besides || total == 0) break;
+      return total > 0;
+    };
+    for (int i = 0; budget > besides && i < kMaxRounds; ++i) {
+      problem.device_bytes = budget - besides;
+      int64_t now = 0;
+      SolvedPlacement solved = SolvePlacement(problem, {.layers_only = layers_only, .max_seconds = kRoundSeconds});
+      if (!consider(std::move(solved), &now) || now == besides) break;
       besides = now;
     }
+    if (known) consider(*known, &besides);
     if (best) return AsPlan(name, std::move(*best));
     problem.device_bytes = 0;
     return AsPlan(name, SolvePlacement(problem, {.layers_only = layers_only}));
@@ -174,10 +181,12 @@ Plans MakePlans(const PlanRequest& request) {
   Plans plans{.mode = form.mode, .by = {}, .all = {}, .notes = {}};
   const Variant* best = nullptr;
   const bool has_orders = variants.size() > 1;
+  Plan in_file_order = variants[0].Solve("the file's order", request.layers_only);
   for (const Variant& variant : variants) {
     if (has_orders && std::find(request.orders.begin(), request.orders.end(), variant.by) == request.orders.end())
       continue;
-    Plan plan = variant.Solve("this plan", request.layers_only);
+    Plan plan = variant.by ? variant.Solve("", false, &in_file_order.solved) : in_file_order;
+    plan.name = "this plan";
     if (best && !Splits(plan.solved.placement, request.model.config.n_ff)) continue;
     if (best && plan.solved.seconds >= (1 - kWorthOrdering) * plans.all[0].solved.seconds) continue;
     best = &variant;
@@ -201,7 +210,7 @@ Plans MakePlans(const PlanRequest& request) {
     plans.all[0].name = "this plan";
     plans.by = {};
   }
-  if (plans.by) compare("the file's order", [&] { return variants[0].Solve("the file's order", false); });
+  if (plans.by) plans.all.push_back(std::move(in_file_order));
   compare("no budget", [&] { return best->SolveUnlimited("no budget"); });
   return plans;
 }

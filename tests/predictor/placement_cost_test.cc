@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <random>
+
 #include "models/packed_format.h"
 #include "tests/models/tiny_model.h"
 
@@ -41,6 +43,26 @@ TEST_CASE("placement cost: where neurons are predicted, the gates of a block cos
   const CpuLayerSeconds& first = cpu.layers[0];
   CHECK(hot.layers[0].neurons[0].cpu_s == doctest::Approx((first.gates.At(1) + first.neurons.At(0.9)) / 8));
   CHECK(hot.layers[0].neurons[1].cpu_s == even.layers[0].neurons[1].cpu_s);
+}
+
+TEST_CASE("placement cost: to part hot from cold never costs time, however badly the neurons were measured") {
+  constexpr double kStep = 1 / 64.;
+  std::mt19937 random(1);
+  std::uniform_real_distribution<double> any(0, 1);
+  for (int i = 0; i < 1000; ++i) {
+    const NeuronSeconds seconds({any(random), any(random), any(random)});
+    for (double share = 0; share <= 1; share += kStep) {
+      for (double away = 0; away <= std::min(share, 1 - share); away += kStep) {
+        const double parted = (seconds.At(share - away) + seconds.At(share + away)) / 2;
+        REQUIRE(parted >= 0);
+        REQUIRE(parted <= seconds.At(share) + 1e-12);
+        REQUIRE(seconds.At(share - away) <= seconds.At(share) + 1e-12);
+      }
+    }
+  }
+  constexpr std::array<double, 3> kGood = {0.1, 0.3, 0.8};
+  for (size_t i = 0; i < kGood.size(); ++i)
+    CHECK(NeuronSeconds(kGood).At(NeuronSeconds::kShares[i]) == doctest::Approx(kGood[i]));
 }
 
 TEST_CASE("placement cost: everything on the CPU takes what its parts take, and all bytes are somewhere") {

@@ -120,8 +120,8 @@ class Plan(unittest.TestCase):
             hot = plans["this plan"]
             self.assertEqual(hot.get("order", {}).get("by", "file"), order)
         self.assertTrue(any(0 < layer["n_hot"] < 1024 for layer in hot["layers"]))
-        # Blocks may be worth nothing here, and the solver leaves either plan a fraction of a percent above the best.
-        self.assertLess(hot["seconds_per_token"], 1.01 * plans["the file's order"]["seconds_per_token"])
+        # Blocks may be worth nothing here; sums of the same may differ by their roundings.
+        self.assertLess(hot["seconds_per_token"], (1 + 1e-6) * plans["the file's order"]["seconds_per_token"])
         self.assertNotIn("order", plans["the file's order"])
 
         def chat(*args, placed=hot):
