@@ -1,5 +1,7 @@
 #include "cpu/executor.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -35,6 +37,10 @@ constexpr int64_t kMaxChunkPanelsBf16 = 16, kChunksPerMemberBf16 = 4;
 // much for that.
 constexpr int64_t kMinRowsOfMember = 128;
 
+// Of the next product, in share of L2: more would push out what is needed before. On a Xeon with 2 MiB, steps of the
+// 1.1B and of SmolLM2 take 1.2 and 1.3 % less time with it.
+constexpr int64_t kReadAheadPartOfL2 = 8;
+
 // What of a weight is ours: rows [first_row, first_row + n), columns from first_k on.
 struct Part {
   int64_t n, first_row, first_k;
@@ -66,6 +72,10 @@ struct CpuExecutor::Impl {
   int RopeOf(const Op& op) const;
 
   void RunMember(Team::Member& member);
+  size_t FindProduct(size_t stage) const {
+    while (stage < plan->stages.size() && plan->stages[stage].kind != Stage::Kind::kLinear) ++stage;
+    return stage;
+  }
   // The small stages over rows from `stage` on; checks for cancellation.
   void RunSerialFrom(size_t stage, int member);
   bool IsSerial(const Stage& stage) const { return stage.kind == Stage::Kind::kRows && Rows(stage) <= kSerialRows; }
@@ -78,6 +88,14 @@ struct CpuExecutor::Impl {
   void RunProjections(Team::Member& member, const Op& op, int n_projections, int64_t n_rows, const Then& then);
   template <typename Then>
   void RunSparseLinear(Team::Member& member, const Op& op, const Bundles& bundles, const Then& then);
+  struct PanelChunks {
+    int64_t n_panels;  // of all projections, one behind the other
+    int64_t grain;     // panels of a chunk
+    int64_t n_blocks;  // of rows
+    int64_t n_chunks;  // of each block
+  };
+  PanelChunks ChunksOf(const Op& op, int n_projections, int64_t n_rows) const;
+  std::span<const uint8_t> FirstBytes(const Stage& stage, const Team::Member& member) const;  // of a product
   // Of rows [first_row, first_row + n_rows) and panels [begin, end).
   void ProjectPanels(const Op& op, const Projection& projection, int member, int64_t begin, int64_t end,
                      int64_t first_row, int64_t n_rows);
@@ -116,6 +134,7 @@ struct CpuExecutor::Impl {
   Buffer rope_values;  // (ropes, max_rows, rope_dims)
   Attention attention;
   const int max_rows;
+  const int64_t read_ahead_bytes = std::max(0L, sysconf(_SC_LEVEL2_CACHE_SIZE)) / kReadAheadPartOfL2;
   Peer* const peer;
   std::vector<Part> parts;  // by WeightId
 
@@ -200,6 +219,8 @@ int CpuExecutor::Impl::RopeOf(const Op& op) const {
 
 void CpuExecutor::Impl::RunMember(Team::Member& member) {
   const std::vector<Stage>& stages = plan->stages;
+  const bool few_rows = std::ssize(step->tokens) <= kFewRows;
+  size_t ahead = 0;  // the stage of which something is read ahead
   for (size_t i = 0; i < stages.size() && !stopped; ++i) {
     const Stage& stage = stages[i];
     if (IsSerial(stage)) continue;  // ran behind the stage in front
@@ -207,6 +228,10 @@ void CpuExecutor::Impl::RunMember(Team::Member& member) {
       if (stage.raises >= 0) peer->Raise(stage.raises);
       RunSerialFrom(i + 1, member.index());
     };
+    if (few_rows) {
+      const size_t next = FindProduct(i + 1);
+      if (next != ahead && next < stages.size()) member.ReadAhead(FirstBytes(stages[ahead = next], member));
+    }
     if (plan->trace) member.set_track(&plan->trace->Begin(member.index(), i));
     switch (stage.kind) {
       case Stage::Kind::kRows: {
@@ -421,9 +446,7 @@ void CpuExecutor::Impl::RunSparseLinear(Team::Member& member, const Op& op, cons
   }
 }
 
-template <typename Then>
-void CpuExecutor::Impl::RunProjections(Team::Member& member, const Op& op, int n_projections, int64_t n_rows,
-                                       const Then& then) {
+CpuExecutor::Impl::PanelChunks CpuExecutor::Impl::ChunksOf(const Op& op, int n_projections, int64_t n_rows) const {
   int64_t n_panels = 0, bytes = 0;
   for (int i = 0; i < n_projections; ++i) {
     n_panels += Matrix(op.projections[i].weight).n_panels();
@@ -435,6 +458,32 @@ void CpuExecutor::Impl::RunProjections(Team::Member& member, const Op& op, int n
   if (n_rows > kFewRows) grain = std::min(grain, tiles ? kMaxChunkPanelsBf16 : kMaxChunkPanels);
   const int64_t n_blocks = tiles ? 1 : std::clamp<int64_t>(n_rows / kMinRowsOfMember, 1, team.size());
   const int64_t n_chunks = n_rows == 0 ? 0 : (n_panels + grain - 1) / grain;  // of each block of rows
+  return {n_panels, grain, n_blocks, n_chunks};
+}
+
+// Memory has nothing to do while members wait and rows are worked on; so whoever waits begins with the next product.
+std::span<const uint8_t> CpuExecutor::Impl::FirstBytes(const Stage& stage, const Team::Member& member) const {
+  const Op& op = *stage.op;
+  if (sparse_ffn.Find(op)) return {};  // which of them are read is not known yet
+  const PanelChunks chunks = ChunksOf(op, op.n_projections, Rows(stage));
+  int64_t panel = member.FirstChunk(chunks.n_chunks) * chunks.grain;
+  for (int i = 0; i < op.n_projections; ++i) {
+    const PackedMatrix& matrix = Matrix(op.projections[i].weight);
+    if (panel >= matrix.n_panels()) {
+      panel -= matrix.n_panels();
+      continue;
+    }
+    if (!matrix.format()) break;
+    const int64_t bytes = matrix.bytes() - panel * matrix.panel_bytes();
+    return {matrix.panel(panel), static_cast<size_t>(std::min(read_ahead_bytes, bytes))};
+  }
+  return {};
+}
+
+template <typename Then>
+void CpuExecutor::Impl::RunProjections(Team::Member& member, const Op& op, int n_projections, int64_t n_rows,
+                                       const Then& then) {
+  const auto [n_panels, grain, n_blocks, n_chunks] = ChunksOf(op, n_projections, n_rows);
   member.For(
       n_blocks * n_chunks, 1,
       [&](int64_t chunk, int64_t) {

@@ -37,6 +37,7 @@ constexpr int64_t kProbeLateNs = kProbeNs / 4;
 constexpr int kMaxParts = 8;
 
 constexpr size_t kLine = 64;
+constexpr size_t kReadAheadBytes = 8 * kLine;  // between two looks at whether the wait is over
 
 int64_t NowNs() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
@@ -385,6 +386,14 @@ void Team::Member::Open() {
 }
 
 // Others may be several ops ahead; only the very number of this op means that it is not over.
-void Team::Member::Wait() { WaitWhile(team_.shared_->op, op_++, team_.shared_->spin_ns); }
+void Team::Member::Wait() {
+  const std::atomic<uint32_t>& op = team_.shared_->op;
+  while (!ahead_.empty() && op.load(std::memory_order_acquire) == op_) {
+    const auto now = ahead_.first(std::min(ahead_.size(), kReadAheadBytes));
+    for (size_t i = 0; i < now.size(); i += kLine) _mm_prefetch(&now[i], _MM_HINT_T1);
+    ahead_ = ahead_.subspan(now.size());
+  }
+  WaitWhile(op, op_++, team_.shared_->spin_ns);
+}
 
 }  // namespace thermocline

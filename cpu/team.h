@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <type_traits>
 
 #include "cpu/trace.h"
@@ -55,7 +56,7 @@ class Team {
       const int64_t begin_ns = track_ ? TraceTrack::Now() : 0;
       for (int i = 0; i < n_parts_; ++i) {
         const int part = part_ + i < n_parts_ ? part_ + i : part_ + i - n_parts_;
-        const int64_t first = n_chunks * part / n_parts_, count = n_chunks * (part + 1) / n_parts_ - first;
+        const int64_t first = FirstOf(part, n_chunks), count = FirstOf(part + 1, n_chunks) - first;
         for (int64_t chunk; (chunk = Claim(part, count)) >= 0; ++n_done) {
           const int64_t begin = (first + chunk) * grain;
           if (begin < n) body(begin, n - begin < grain ? n : begin + grain);
@@ -74,6 +75,11 @@ class Team {
       For(n, grain, body, [] {});
     }
 
+    // Of n chunks, the one that this member begins with.
+    int64_t FirstChunk(int64_t n_chunks) const { return FirstOf(part_, n_chunks); }
+    // What it will read first in an op to come: while it waits, it brings these bytes to its L2.
+    void ReadAhead(std::span<const uint8_t> bytes) { ahead_ = bytes; }
+
     // Where what this member does in For is traced from now on; null: nowhere.
     void set_track(TraceTrack* track) { track_ = track; }
     // The next For is so much of the op that is traced.
@@ -84,6 +90,7 @@ class Team {
    private:
     friend class Team;
     Member(Team& team, int index, int rank, int n_members, uint32_t op);
+    int64_t FirstOf(int part, int64_t n_chunks) const { return n_chunks * part / n_parts_; }
     int64_t Claim(int part, int64_t n_chunks);      // -1: none left in this part, or the op is over
     bool Finish(int64_t n_done, int64_t n_chunks);  // true: those were the last
     void Open();
@@ -92,7 +99,8 @@ class Team {
     int index_;
     TraceTrack* track_ = nullptr;
     int n_parts_, part_;  // where it starts to claim
-    uint32_t op_;         // counts the calls of For; the team's counter may be ahead
+    std::span<const uint8_t> ahead_;
+    uint32_t op_;  // counts the calls of For; the team's counter may be ahead
   };
 
  private:
