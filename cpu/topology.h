@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -41,9 +42,20 @@ CgroupLimits ReadCgroupLimits(const std::string& root = "/");
 
 Topology DetectTopology();
 
-// In GB/s: best of five passes over `bytes` of fresh memory with all `n_threads`, at the prefetch distance and number
-// of streams per thread that suit this machine best.
-double MeasureReadBandwidth(int n_threads, int64_t bytes);
+// Reads fresh memory of so many bytes with n_threads, as often as somebody wants to know what memory gives by then:
+// where it is shared with others, that changes by half within minutes.
+class ReadProbe {
+ public:
+  // Finds the prefetch distance and number of streams per thread that suit this machine best. Throws Error when there
+  // is not enough memory.
+  ReadProbe(int n_threads, int64_t bytes);
+  ~ReadProbe();
+  double Measure();  // GB/s, best of five passes over it all
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
 
 // Operations per second, two per multiply and add, of independent dot products of bytes (VNNI where `isa` has it), of
 // fused multiply-adds of floats, and of products of tiles of BF16, with all `n_threads`: best of five. 0: `isa` has

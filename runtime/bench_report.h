@@ -23,10 +23,10 @@ struct BenchTest {
   int context() const { return n_depth + n_prompt + n_gen; }
 };
 
-// The roofs of the machine with so many threads.
+// The roofs of the machine with so many threads, while a test ran.
 struct Roofs {
   int n_threads;
-  double bytes_per_s;
+  double bytes_per_s;  // average of what was measured right before and right after each repetition
   double ops_per_s;  // of what the model's weights take: byte dots (tiles of BF16 with AMX) or floats; 0: not measured
 };
 
@@ -67,7 +67,7 @@ class BenchFormat {
 std::unique_ptr<BenchFormat> MakeBenchFormat(std::string_view name, const BenchAbout& about, bool roofline);
 
 // A plot of the results under their roofs, operations per second over operations per byte, as an SVG file's text.
-// All results have roofs; those of the first are drawn.
+// All results have roofs; the highest are drawn.
 std::string RooflineSvg(const std::vector<BenchResult>& results, const BenchAbout& about);
 
 }  // namespace thermocline

@@ -63,7 +63,10 @@ std::string Roof(const Roofs& roofs, const Axis& x, const Axis& y) {
 
 std::string RooflineSvg(const std::vector<BenchResult>& results, const BenchAbout& about) {
   CHECK(!results.empty() && results.front().roofs);
-  const Roofs& roofs = *results.front().roofs;
+  const auto lower = [](const BenchResult& a, const BenchResult& b) {
+    return a.roofs->bytes_per_s < b.roofs->bytes_per_s;
+  };
+  const Roofs& roofs = *std::max_element(results.begin(), results.end(), lower)->roofs;
   double x_low = 1e300, x_high = 0, y_low = 1e300, y_high = 0;
   for (const BenchResult& result : results) {
     const double x = static_cast<double>(result.work.ops) / static_cast<double>(result.work.bytes);

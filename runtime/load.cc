@@ -37,7 +37,7 @@ std::filesystem::path PackedCacheDir() { return CacheDir() / "packed"; }
 
 std::unique_ptr<Engine> LoadEngine(const GgufFile& file, const Model& model, EngineOptions options, bool cache_packed) {
   if (options.tracer)
-    options.tracer->set_bandwidth(MeasureReadBandwidth(Team(options.n_threads).size(), kBandwidthBytes));
+    options.tracer->set_bandwidth(ReadProbe(Team(options.n_threads).size(), kBandwidthBytes).Measure());
   if (IsSynthetic(file)) Note("{}: what it says means nothing", TerminalSafe(file.GetString("general.name")));
   Progress progress("loading", "");
   options.load.on_load = [&](int64_t done, int64_t total) { progress.Update(done, total); };

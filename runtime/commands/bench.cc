@@ -141,32 +141,41 @@ class Feeder {
   Batch batch_;
 };
 
+// The machine of a roofline. What memory gives is measured beside each repetition.
+struct Machine {
+  Machine(int n_threads, bool float_weights)
+      : read(n_threads, std::min(kMeasuredBytes, DetectTopology().memory_available_bytes / 4)) {
+    const Peak peak = MeasurePeak(ChooseIsa(), n_threads);
+    ops_per_s = float_weights ? peak.f32 : std::max(peak.int8, peak.bf16);
+  }
+  ReadProbe read;
+  double ops_per_s;
+};
+
+// machine: null, or what the result's roofs are of.
 BenchResult RunTest(Engine& engine, const Tokenizer& tokenizer, const Model& model, const BenchTest& test,
-                    int repetitions, std::optional<int> busy_cpu) {
+                    int repetitions, std::optional<int> busy_cpu, Machine* machine) {
   Feeder feeder(engine, tokenizer, model, test.n_parallel);
   BenchResult result{test, engine.n_threads(), engine.kv_types(), NowUtc(), {}, busy_cpu, {}, {}};
   std::optional<BusyProcess> busy;
   if (busy_cpu) busy.emplace(*busy_cpu);
+  double read_gb_per_s = 0;
   feeder.Prompt(test.n_prompt);  // a warm-up; of a generation one token will do
   feeder.Generate(std::min(test.n_gen, 1));
   for (int i = 0; i < repetitions; i++) {
     feeder.Clear();
     feeder.Prompt(test.n_depth);
     if (i == 0) result.work = feeder.Count(test.n_prompt, test.n_gen);
+    const double read_before = machine ? machine->read.Measure() : 0;
     const auto start = std::chrono::steady_clock::now();
     feeder.Prompt(test.n_prompt);
     feeder.Generate(test.n_gen);
     const auto time = std::chrono::steady_clock::now() - start;
     result.samples_ns.push_back(std::chrono::duration_cast<std::chrono::nanoseconds>(time).count());
+    if (machine) read_gb_per_s += (read_before + machine->read.Measure()) / 2 / repetitions;
   }
+  if (machine) result.roofs = {engine.n_threads(), read_gb_per_s * 1e9, machine->ops_per_s};
   return result;
-}
-
-Roofs MeasureRoofs(int n_threads, bool float_weights) {
-  const int64_t bytes = std::min(kMeasuredBytes, DetectTopology().memory_available_bytes / 4);
-  const Peak peak = MeasurePeak(ChooseIsa(), n_threads);
-  return {n_threads, MeasureReadBandwidth(n_threads, bytes) * 1e9,
-          float_weights ? peak.f32 : std::max(peak.int8, peak.bf16)};
 }
 
 struct BenchOptions {
@@ -282,8 +291,8 @@ int RunBench(const Command& command, std::vector<std::string> args) {
   std::vector<BenchResult> results;
   WriteOut(format->Begin());
   for (const int n_threads : options.threads) {
-    std::optional<Roofs> roofs;
-    if (options.roofline) roofs = MeasureRoofs(Team(n_threads).size(), about.float_weights);
+    std::optional<Machine> machine;
+    if (options.roofline) machine.emplace(Team(n_threads).size(), about.float_weights);
     for (const KvTypes kv_types : all_kv_types) {
       const DeviceOptions device = options.device.Open(file, model, load.ffn);
       const auto engine = LoadEngine(file, model,
@@ -299,9 +308,14 @@ int RunBench(const Command& command, std::vector<std::string> args) {
       if (hybrid && options.roofline) throw Error("--roofline knows the CPU's limits alone; add --gpu off");
       about.backends = hybrid ? fmt::format("CPU, {}", device.device->name()) : "CPU";
       const auto audit = options.sparsity.Apply(*engine);
+      std::optional<Roofs> roofs;  // of the last test with all cores free
       const auto measure = [&](const BenchTest& test, std::optional<int> busy_cpu) {
-        results.push_back(RunTest(*engine, *tokenizer, model, test, options.repetitions, busy_cpu));
-        results.back().roofs = roofs;
+        results.push_back(RunTest(*engine, *tokenizer, model, test, options.repetitions, busy_cpu,
+                                  machine && !busy_cpu ? &*machine : nullptr));
+        if (busy_cpu)
+          results.back().roofs = roofs;
+        else
+          roofs = results.back().roofs;
         WriteOut(format->Row(results.back()));
       };
       for (const BenchTest& test : tests) {

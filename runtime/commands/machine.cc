@@ -56,8 +56,8 @@ int RunMachine(const Command& command, std::vector<std::string> args) {
 
   const int64_t bytes = std::min(kMeasuredBytes, topology.memory_available_bytes / 4);
   const int all = topology.DefaultThreads();
-  WriteOut(fmt::format("Memory read   {:.1f} GB/s with 1 thread", MeasureReadBandwidth(1, bytes)));
-  if (all > 1) WriteOut(fmt::format(", {:.1f} GB/s with {}", MeasureReadBandwidth(all, bytes), all));
+  WriteOut(fmt::format("Memory read   {:.1f} GB/s with 1 thread", ReadProbe(1, bytes).Measure()));
+  if (all > 1) WriteOut(fmt::format(", {:.1f} GB/s with {}", ReadProbe(all, bytes).Measure(), all));
   WriteOut("\n");
   return kGood;
 }
