@@ -49,14 +49,14 @@ nlohmann::ordered_json ToJson(const BenchResult& result, const BenchAbout& about
       {"n_parallel", result.test.n_parallel},
       {"busy_cpu", result.busy_cpu ? nlohmann::ordered_json(*result.busy_cpu) : nullptr},
       {"test_time", result.test_time},
+      {"bytes", result.work.bytes},
+      {"ops", result.work.ops},
       {"avg_ns", std::llround(Average(times))},
       {"stddev_ns", std::llround(Deviation(times))},
       {"avg_ts", Average(rates)},
       {"stddev_ts", Deviation(rates)},
   };
   if (result.roofs) {
-    json["bytes"] = result.work.bytes;
-    json["ops"] = result.work.ops;
     json["read_bandwidth_gb_s"] = result.roofs->bytes_per_s * 1e-9;
     json["bandwidth_fraction"] = result.BandwidthFraction();
     if (result.roofs->ops_per_s > 0) {

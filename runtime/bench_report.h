@@ -26,7 +26,7 @@ struct BenchTest {
 // The roofs of the machine with so many threads, while a test ran.
 struct Roofs {
   int n_threads;
-  double bytes_per_s;  // average of what was measured right before and right after each repetition
+  double bytes_per_s;  // average over repetitions of what was measured before and after each
   double ops_per_s;  // of what the model's weights take: byte dots (tiles of BF16 with AMX) or floats; 0: not measured
 };
 

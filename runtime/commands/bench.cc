@@ -159,20 +159,22 @@ BenchResult RunTest(Engine& engine, const Tokenizer& tokenizer, const Model& mod
   BenchResult result{test, engine.n_threads(), engine.kv_types(), NowUtc(), {}, busy_cpu, {}, {}};
   std::optional<BusyProcess> busy;
   if (busy_cpu) busy.emplace(*busy_cpu);
-  double read_gb_per_s = 0;
+  double before = machine ? machine->read.Measure() : 0, read_gb_per_s = 0;
   feeder.Prompt(test.n_prompt);  // a warm-up; of a generation one token will do
   feeder.Generate(std::min(test.n_gen, 1));
   for (int i = 0; i < repetitions; i++) {
     feeder.Clear();
     feeder.Prompt(test.n_depth);
     if (i == 0) result.work = feeder.Count(test.n_prompt, test.n_gen);
-    const double read_before = machine ? machine->read.Measure() : 0;
     const auto start = std::chrono::steady_clock::now();
     feeder.Prompt(test.n_prompt);
     feeder.Generate(test.n_gen);
     const auto time = std::chrono::steady_clock::now() - start;
     result.samples_ns.push_back(std::chrono::duration_cast<std::chrono::nanoseconds>(time).count());
-    if (machine) read_gb_per_s += (read_before + machine->read.Measure()) / 2 / repetitions;
+    if (!machine) continue;
+    const double after = machine->read.Measure();
+    read_gb_per_s += (before + after) / 2 / repetitions;
+    before = after;
   }
   if (machine) result.roofs = {engine.n_threads(), read_gb_per_s * 1e9, machine->ops_per_s};
   return result;

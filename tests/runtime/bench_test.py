@@ -67,7 +67,7 @@ class Bench(unittest.TestCase):
         self.assertIn("pp8+tg2 @ d3", self.bench("-p", "0", "-n", "0", "-pg", "8,2", "-d", "3", "-r", "1"))
 
     def test_parallel(self):
-        args = ["-p", "4", "-n", "0,2", "-pg", "3,2", "-npl", "1-4*2", "-d", "0,70", "-r", "2", "-t", "1", "--roofline"]
+        args = ["-p", "4", "-n", "0,2", "-pg", "3,2", "-npl", "1-4*2", "-d", "0,70", "-r", "2", "-t", "1"]
         rows = json.loads(self.bench(*args, "-o", "json"))
         self.assertEqual([(row["n_prompt"], row["n_gen"], row["n_depth"], row["n_parallel"]) for row in rows],
                          [test for d in (0, 70) for test in [(4, 0, d, 1), *((0, 2, d, n) for n in (1, 2, 4)), (3, 2, d, 1)]])
@@ -83,7 +83,7 @@ class Bench(unittest.TestCase):
 
     def test_types_of_the_kv_cache(self):
         both = ["f16", "q8_0"]
-        rows = json.loads(self.bench("-p", "5", "-n", "2", "-d", "70", "-r", "1", "-t", "1,2", "-o", "json", "--roofline",
+        rows = json.loads(self.bench("-p", "5", "-n", "2", "-d", "70", "-r", "1", "-t", "1,2", "-o", "json",
                                      "-ctk", "f16,q8_0", "--cache-type-v", "q8_0,f16"))
         self.assertEqual([(row["type_k"], row["type_v"], row["n_threads"], row["n_prompt"]) for row in rows],
                          [(k, v, t, p) for t in (1, 2) for k in both for v in reversed(both) for p in (5, 0)])
@@ -141,7 +141,7 @@ class Bench(unittest.TestCase):
         picture = HERE / "roofline.svg"
         for flags in (["--roofline", picture], [f"--roofline={picture}"]):   # two: each measures the memory
             picture.unlink(missing_ok=True)
-            rows = json.loads(self.bench("-p", "16", "-n", "3", "-d", "0,5", "-pg", "4,2", "-r", "2", "-t", "1", "-o", "json",
+            rows = json.loads(self.bench("-p", "16", "-n", "3", "-d", "0,5", "-pg", "4,2", "-r", "1", "-t", "1", "-o", "json",
                                          *flags))
             for row in rows:
                 self.assertEqual((row["bytes"], row["ops"]), work(row["n_prompt"], row["n_gen"], row["n_depth"]))
