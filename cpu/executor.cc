@@ -483,13 +483,13 @@ std::span<const uint8_t> CpuExecutor::Impl::FirstBytes(const Stage& stage, const
 template <typename Then>
 void CpuExecutor::Impl::RunProjections(Team::Member& member, const Op& op, int n_projections, int64_t n_rows,
                                        const Then& then) {
-  const auto [n_panels, grain, n_blocks, n_chunks] = ChunksOf(op, n_projections, n_rows);
+  const PanelChunks of = ChunksOf(op, n_projections, n_rows);
   member.For(
-      n_blocks * n_chunks, 1,
+      of.n_blocks * of.n_chunks, 1,
       [&](int64_t chunk, int64_t) {
-        const int64_t block = chunk / n_chunks, first_row = n_rows * block / n_blocks;
-        const int64_t rows = n_rows * (block + 1) / n_blocks - first_row;
-        int64_t begin = chunk % n_chunks * grain, end = std::min(begin + grain, n_panels);
+        const int64_t block = chunk / of.n_chunks, first_row = n_rows * block / of.n_blocks;
+        const int64_t rows = n_rows * (block + 1) / of.n_blocks - first_row;
+        int64_t begin = chunk % of.n_chunks * of.grain, end = std::min(begin + of.grain, of.n_panels);
         for (int i = 0; i < n_projections && begin < end; ++i) {
           const int64_t here = Matrix(op.projections[i].weight).n_panels();
           if (begin < here)
