@@ -3,7 +3,8 @@
 #
 # One test per source file, so that a failure names the file and ctest can run files side by side. Cases whose names
 # begin with "slow: " are a second test of that file, labelled slow; everything else is labelled fast. What computes
-# (cpu, runtime) runs once per instruction set; an instruction set that this machine lacks is reported as skipped.
+# (cpu, runtime) runs once per instruction set, or goes through them itself (RunnableIsas in tests/cpu/kernel_test_util.h);
+# an instruction set that this machine lacks is reported as skipped.
 
 file(STRINGS /proc/cpuinfo cpu_flags REGEX "^flags" LIMIT_COUNT 1)
 set(isas scalar)
@@ -67,7 +68,8 @@ foreach(source ${sources})
     continue()
   endif()
   set(fast "--source-file=*/${file}" "--test-case-exclude=slow: *")
-  if(folder MATCHES "^(models|predictor)$")
+  file(STRINGS ${source} goes_through_isas REGEX "RunnableIsas\\(" LIMIT_COUNT 1)
+  if(folder MATCHES "^(models|predictor)$" OR goes_through_isas)
     register(${name} fast "" ${fast})
     continue()
   endif()

@@ -24,7 +24,7 @@ inline std::vector<Isa> RunnableIsas(std::span<const Isa> all = kCompiledIsas) {
     if (CanRun(isa)) {
       isas.push_back(isa);
     } else {
-      MESSAGE("skipped: this machine cannot run " << Name(isa));
+      MESSAGE("SKIPPED: this machine cannot run " << Name(isa));
     }
   }
   return isas;

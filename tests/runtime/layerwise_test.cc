@@ -103,13 +103,14 @@ TEST_CASE("layerwise: the same bytes from others that are known up to somewhere"
     CAPTURE(tied);
     Subject subject({.type = DType::kF32, .tied = tied});
     const std::vector<DType> wide = subject.Types(DType::kQ5_0);
-    const Encoding known = subject.Layerwise(wide, subject.text);
+    const std::span text = std::span(subject.text).first(200);
+    const Encoding known = subject.Layerwise(wide, text);
     for (size_t narrow = 0; narrow < wide.size(); ++narrow) {
       if (wide[narrow] == subject.file.tensors()[narrow].type) continue;
       CAPTURE(narrow);
       std::vector<DType> types = wide;
       types[narrow] = DType::kQ4_0;
-      CHECK(subject.Layerwise(types, subject.text, 2, &known) == subject.Layerwise(types, subject.text));
+      CHECK(subject.Layerwise(types, text, 2, &known) == subject.Layerwise(types, text));
     }
   }
 }
