@@ -107,6 +107,7 @@ TEST_CASE("layerwise: the same bytes from others that are known up to somewhere"
     const Encoding known = subject.Layerwise(wide, text);
     for (size_t narrow = 0; narrow < wide.size(); ++narrow) {
       if (wide[narrow] == subject.file.tensors()[narrow].type) continue;
+      if (tied && narrow % 4 != 0) continue;  // only the head differs, which is the first of them
       CAPTURE(narrow);
       std::vector<DType> types = wide;
       types[narrow] = DType::kQ4_0;
