@@ -55,7 +55,7 @@ struct Subject {
 
 }  // namespace
 
-TEST_CASE("layerwise: nearer to the source than each matrix for itself, in every architecture") {
+TEST_CASE("slow: layerwise: nearer to the source than each matrix for itself, in every architecture") {
   const TinyOptions kinds[] = {
       {.arch = "llama", .tied = false}, {.arch = "llama"}, {.arch = "gemma3"}, {.arch = "opt"}};
   for (TinyOptions options : kinds) {
