@@ -3,8 +3,8 @@
 #
 # One test per source file, so that a failure names the file and ctest can run files side by side. Cases whose names
 # begin with "slow: " are a second test of that file, labelled slow; everything else is labelled fast. What computes
-# (cpu, runtime) runs once per instruction set, or goes through them itself (RunnableIsas in tests/cpu/kernel_test_util.h);
-# an instruction set that this machine lacks is reported as skipped.
+# (cpu, runtime) runs once per instruction set, or goes through them itself (RunnableIsas in
+# tests/cpu/kernel_test_util.h); an instruction set that this machine lacks is reported as skipped.
 
 file(STRINGS /proc/cpuinfo cpu_flags REGEX "^flags" LIMIT_COUNT 1)
 set(isas scalar)
