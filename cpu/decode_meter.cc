@@ -9,7 +9,7 @@
 #include "cpu/activations.h"
 #include "cpu/attention.h"
 #include "cpu/packed.h"
-#include "cpu/plan.h"
+#include "cpu/panel_chunks.h"
 #include "cpu/predicted_gate.h"
 #include "cpu/sparse_ffn.h"
 #include "models/check.h"
@@ -140,8 +140,7 @@ double DecodeMeter::Product(const Op& op, int begin, int end) {
     n_panels += panels;
   }
   if (const auto known = known_.find(key); known != known_.end()) return known->second;
-  const int64_t grain =
-      std::max({int64_t{1}, kMinChunkBytes * n_panels / bytes, n_panels / (kChunksPerMember * team_.size())});
+  const int64_t grain = MakePanelChunks(n_panels, bytes, 1, PromptForm::kPlanes, team_.size()).grain;
   float* y = out_.as<float>();
   const auto project = [&](const Part& part, const uint8_t* weights, int64_t from, int64_t to) {
     if (!part.kernel) {

@@ -13,6 +13,7 @@
 #include "cpu/buffer.h"
 #include "cpu/float_linear.h"
 #include "cpu/linear.h"
+#include "cpu/panel_chunks.h"
 #include "cpu/panel_copy.h"
 #include "cpu/plan.h"
 #include "cpu/sparse_ffn.h"
@@ -26,17 +27,6 @@ namespace {
 
 // Up to this many rows a stage over rows is cheaper on one member, inside the barrier, than shared out.
 constexpr int64_t kSerialRows = 2;
-// With many rows, this many panels share each pass over the activations.
-constexpr int64_t kFewRows = 8, kMaxChunkPanels = 8;
-// Tiles of BF16 are done with a panel so soon that reading the rows for each chunk shows: larger ones, of which sums
-// stay in L2 beside the rows. Prompts of the 1.1B and 7B shapes: 428 and 67 tokens/s with 16, 403 and 70 with 8, 389
-// and 62 with 32 (2 Xeon cores, medians of 8 and 2 runs).
-constexpr int64_t kMaxChunkPanelsBf16 = 16, kChunksPerMemberBf16 = 4;
-// A prompt's rows are dealt to members as its stages over rows are, in blocks of so many at least, for which decoding
-// the weights once more is 2 % of a product: lines that another core wrote last cost more. Decoding to BF16 costs too
-// much for that.
-constexpr int64_t kMinRowsOfMember = 128;
-
 // Of the next product, in share of L2: more would push out what is needed before. On a Xeon with 2 MiB, steps of the
 // 1.1B and of SmolLM2 take 1.2 and 1.3 % less time with it.
 constexpr int64_t kReadAheadPartOfL2 = 8;
@@ -88,12 +78,6 @@ struct CpuExecutor::Impl {
   void RunProjections(Team::Member& member, const Op& op, int n_projections, int64_t n_rows, const Then& then);
   template <typename Then>
   void RunSparseLinear(Team::Member& member, const Op& op, const Bundles& bundles, const Then& then);
-  struct PanelChunks {
-    int64_t n_panels;  // of all projections, one behind the other
-    int64_t grain;     // panels of a chunk
-    int64_t n_blocks;  // of rows
-    int64_t n_chunks;  // of each block
-  };
   PanelChunks ChunksOf(const Op& op, int n_projections, int64_t n_rows) const;
   std::span<const uint8_t> FirstBytes(const Stage& stage, const Team::Member& member) const;  // of a product
   // Of rows [first_row, first_row + n_rows) and panels [begin, end).
@@ -219,7 +203,7 @@ int CpuExecutor::Impl::RopeOf(const Op& op) const {
 
 void CpuExecutor::Impl::RunMember(Team::Member& member) {
   const std::vector<Stage>& stages = plan->stages;
-  const bool few_rows = std::ssize(step->tokens) <= kFewRows;
+  const bool few_rows = std::ssize(step->tokens) <= kFewChunkRows;
   size_t ahead = 0;  // the stage of which something is read ahead
   for (size_t i = 0; i < stages.size() && !stopped; ++i) {
     const Stage& stage = stages[i];
@@ -446,19 +430,13 @@ void CpuExecutor::Impl::RunSparseLinear(Team::Member& member, const Op& op, cons
   }
 }
 
-CpuExecutor::Impl::PanelChunks CpuExecutor::Impl::ChunksOf(const Op& op, int n_projections, int64_t n_rows) const {
+PanelChunks CpuExecutor::Impl::ChunksOf(const Op& op, int n_projections, int64_t n_rows) const {
   int64_t n_panels = 0, bytes = 0;
   for (int i = 0; i < n_projections; ++i) {
     n_panels += Matrix(op.projections[i].weight).n_panels();
     bytes += Matrix(op.projections[i].weight).bytes();
   }
-  const int64_t for_bytes = std::max<int64_t>(1, kMinChunkBytes * n_panels / bytes / std::max<int64_t>(1, n_rows));
-  const bool tiles = n_rows > kFewRows && FormOf(op) == PromptForm::kBf16;
-  int64_t grain = std::max(for_bytes, n_panels / ((tiles ? kChunksPerMemberBf16 : kChunksPerMember) * team.size()));
-  if (n_rows > kFewRows) grain = std::min(grain, tiles ? kMaxChunkPanelsBf16 : kMaxChunkPanels);
-  const int64_t n_blocks = tiles ? 1 : std::clamp<int64_t>(n_rows / kMinRowsOfMember, 1, team.size());
-  const int64_t n_chunks = n_rows == 0 ? 0 : (n_panels + grain - 1) / grain;  // of each block of rows
-  return {n_panels, grain, n_blocks, n_chunks};
+  return MakePanelChunks(n_panels, bytes, n_rows, FormOf(op), team.size());
 }
 
 // Memory has nothing to do while members wait and rows are worked on; so whoever waits begins with the next product.

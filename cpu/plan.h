@@ -7,9 +7,6 @@
 
 namespace thermocline {
 
-// A chunk of a product claimed at once reads at least this much, and there are at least kChunksPerMember for balance.
-inline constexpr int64_t kMinChunkBytes = 16 * 1024, kChunksPerMember = 16;
-
 // Work on one row at a time.
 enum class RowTask : uint8_t {
   kRopeTables,  // cos and sin for the row's position, every distinct rope of the program
